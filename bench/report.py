@@ -1,0 +1,243 @@
+"""From runs to medians, targets and tables. Pure, apart from reading what machine this is."""
+
+import os
+import platform
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+# Per scenario the figures that its table shows: key, heading, decimals.
+COLUMNS = {
+    "drain": [
+        ("per_second", "jobs/s", 0),
+        ("cpu_us", "CPU us/job", 0),
+        ("after_rss_mb", "RSS MB", 1),
+        ("after_pss_mb", "PSS MB", 1),
+    ],
+    "enqueue": [("per_second", "jobs/s", 0)],
+    "blocking": [("per_second", "jobs/s", 0)],
+    "latency": [
+        ("p50_ms", "p50 ms", 2),
+        ("p99_ms", "p99 ms", 2),
+        ("max_ms", "max ms", 1),
+        ("idle_rss_mb", "RSS idle MB", 1),
+        ("after_rss_mb", "RSS after MB", 1),
+        ("after_pss_mb", "PSS after MB", 1),
+    ],
+    "ladder": [("p50_ms", "late p50 ms", 1), ("p99_ms", "late p99 ms", 1), ("max_ms", "late max ms", 1)],
+    "reports": [("per_second", "jobs/s", 0), ("cpu_us", "CPU us/job", 0), ("after_rss_mb", "RSS MB", 1)],
+    "soak": [
+        ("jobs", "jobs", 0),
+        ("idle_rss_mb", "RSS idle MB", 1),
+        ("early_rss_mb", "RSS early MB", 1),
+        ("end_rss_mb", "RSS end MB", 1),
+        ("growth_mb", "growth MB", 1),
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One measure of one contender: its figures, or why there are none."""
+
+    scenario: str
+    label: str
+    contender: str
+    peer: bool
+    round: int
+    figures: dict
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """A target of the project and what was measured; `at_least` says which side of the limit is good."""
+
+    name: str
+    measured: float
+    limit: float
+    at_least: bool
+    against: str
+
+    @property
+    def met(self) -> bool:
+        return self.measured >= self.limit if self.at_least else self.measured <= self.limit
+
+
+def summarise(runs: list[Run]) -> dict[str, dict[str, dict]]:
+    """Medians as {scenario: {label: {figure: median}}}; `spread` holds the lowest and the highest."""
+    grouped: dict[str, dict[str, list[Run]]] = {}
+    for run in runs:
+        grouped.setdefault(run.scenario, {}).setdefault(run.label, []).append(run)
+    return {
+        scenario: {label: _medians(scenario, entry) for label, entry in labels.items()}
+        for scenario, labels in grouped.items()
+    }
+
+
+def _medians(scenario: str, runs: list[Run]) -> dict:
+    good = [run.figures for run in runs if run.error is None]
+    summary: dict = {"contender": runs[0].contender, "peer": runs[0].peer, "runs": len(good)}
+    if errors := [run.error for run in runs if run.error]:
+        summary["errors"] = errors
+    if not good:
+        return summary
+    for key, value in good[0].items():
+        if isinstance(value, int | float):
+            summary[key] = statistics.median(figures[key] for figures in good if key in figures)
+    headline = COLUMNS[scenario][0][0]
+    summary["spread"] = [min(f[headline] for f in good), max(f[headline] for f in good)]
+    return summary
+
+
+def _best(labels: dict[str, dict], figure: str, pick) -> tuple[str, float] | None:
+    values = [(label, entry[figure]) for label, entry in labels.items() if entry["peer"] and figure in entry]
+    return pick(values, key=lambda pair: pair[1]) if values else None
+
+
+def targets(summary: dict[str, dict[str, dict]]) -> list[Target]:
+    """The project's targets, as far as these runs can tell."""
+
+    def figure(scenario: str, label: str, key: str) -> float | None:
+        return summary.get(scenario, {}).get(label, {}).get(key)
+
+    found: list[Target] = []
+
+    def judge(
+        name: str, measured: float | None, limit: float | None, *, at_least: bool, against: str
+    ) -> None:
+        if measured is not None and limit is not None:
+            found.append(Target(name, measured, limit, at_least, against))
+
+    def times_best(name: str, scenario: str, label: str, times: float) -> None:
+        best = _best(summary.get(scenario, {}), "per_second", max)
+        if best:
+            limit = times * best[1]
+            against = f"{times:g} x {best[0]}"
+            judge(name, figure(scenario, label, "per_second"), limit, at_least=True, against=against)
+
+    times_best("drain, jobs/s", "drain", "hareline", 3)
+    raw = figure("drain", "raw pika", "per_second")
+    if raw is not None:
+        # 20,000/s holds for a machine where the raw adapter reaches 40,000/s: half of it, anywhere.
+        judge(
+            "drain, jobs/s",
+            figure("drain", "hareline", "per_second"),
+            raw / 2,
+            at_least=True,
+            against="raw pika / 2",
+        )
+    times_best("enqueue pipelined, jobs/s", "enqueue", "hareline, pipelined", 3)
+    dramatiq = figure("blocking", "dramatiq, blocking-one", "per_second")
+    one = figure("blocking", "hareline, blocking-one", "per_second")
+    many = figure("blocking", "hareline, blocking-many", "per_second")
+    judge("enqueue blocking, jobs/s", one, dramatiq, at_least=True, against="dramatiq")
+    judge(
+        "enqueue_many blocking, jobs/s",
+        many,
+        dramatiq and 5 * dramatiq,
+        at_least=True,
+        against="5 x dramatiq",
+    )
+    for key in ("p50_ms", "p99_ms"):
+        best = _best(summary.get("latency", {}), key, min)
+        if best:
+            name = f"latency at 500/s, {key.replace('_', ' ')}"
+            judge(name, figure("latency", "hareline", key), best[1], at_least=False, against=best[0])
+    judge(
+        "worker memory, MB", figure("drain", "hareline", "after_rss_mb"), 70, at_least=False, against="70 MB"
+    )
+    judge(
+        "memory growth in the soak, MB",
+        figure("soak", "hareline", "growth_mb"),
+        3,
+        at_least=False,
+        against="flat",
+    )
+    judge(
+        "retries late, p99 ms", figure("ladder", "hareline", "p99_ms"), 100, at_least=False, against="100 ms"
+    )
+    return found
+
+
+def ratios(summary: dict[str, dict[str, dict]]) -> dict[str, dict]:
+    """Per scenario and way: the best peer's first figure, and how many times better Hareline's is."""
+    found = {}
+    for scenario, labels in summary.items():
+        key = COLUMNS[scenario][0][0]
+        fewer_is_better = key.endswith(("_ms", "_mb"))
+        best = _best(labels, key, min if fewer_is_better else max)
+        for label, entry in labels.items():
+            if best and key in entry and entry["contender"] == "hareline":
+                times = best[1] / entry[key] if fewer_is_better else entry[key] / best[1]
+                found[f"{scenario}: {label}"] = {
+                    "best_peer": best[0],
+                    "best": best[1],
+                    "times_better": round(times, 2),
+                }
+    return found
+
+
+def show(console: Console, summary: dict[str, dict[str, dict]], judged: list[Target]) -> None:
+    compared = ratios(summary)
+    for scenario, labels in summary.items():
+        console.print(_scenario_table(scenario, labels, compared))
+    for scenario, labels in summary.items():
+        for label, entry in labels.items():
+            for error in entry.get("errors", ()):
+                console.print(f"[red]{scenario}, {label}[/red]: {escape(error)}")
+    if judged:
+        console.print(_target_table(judged))
+
+
+def _scenario_table(scenario: str, labels: dict[str, dict], compared: dict[str, dict]) -> Table:
+    columns = COLUMNS[scenario]
+    table = Table(title=f"{scenario} (medians)", title_justify="left")
+    table.add_column("who", no_wrap=True)
+    for heading in (*(heading for _, heading, _ in columns), "lowest-highest", "x best peer"):
+        table.add_column(heading, justify="right")
+    for label, entry in labels.items():
+        if not entry["runs"]:
+            table.add_row(label, "[red]failed[/red]")
+            continue
+        cells = [f"{entry[key]:,.{digits}f}" if key in entry else "-" for key, _, digits in columns]
+        low, high = entry["spread"]
+        digits = columns[0][2]
+        times = compared.get(f"{scenario}: {label}", {}).get("times_better", "")
+        failed = f" ({len(entry['errors'])} failed)" if "errors" in entry else ""
+        table.add_row(label + failed, *cells, f"{low:,.{digits}f}-{high:,.{digits}f}", str(times))
+    return table
+
+
+def _target_table(judged: list[Target]) -> Table:
+    table = Table(title="targets", title_justify="left")
+    for heading in ("target", "measured", "limit", "against", ""):
+        table.add_column(heading, justify="right" if heading in {"measured", "limit"} else "left")
+    for target in judged:
+        sign = ">=" if target.at_least else "<="
+        verdict = "[green]met[/green]" if target.met else "[red]missed[/red]"
+        limit = f"{sign} {target.limit:,.2f}"
+        table.add_row(target.name, f"{target.measured:,.2f}", limit, target.against, verdict)
+    return table
+
+
+def machine() -> dict:
+    """What this ran on. Load is the one-minute average: a busy machine gives other figures."""
+    model, memory = platform.processor(), None
+    for path, wanted in (("/proc/cpuinfo", "model name"), ("/proc/meminfo", "MemTotal")):
+        if Path(path).exists():
+            line = next((text for text in Path(path).read_text().splitlines() if text.startswith(wanted)), "")
+            value = line.partition(":")[2].strip()
+            model, memory = (value or model, memory) if wanted == "model name" else (model, value)
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "memory": memory,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "load": round(os.getloadavg()[0], 2),
+    }

@@ -1,0 +1,1 @@
+"""Takes messages out: worker, executor, retry policy, and the jobs that ship."""

@@ -1,0 +1,113 @@
+"""Retry policy, pure: what an error means, and when the next attempt is due."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Final
+
+from consumers.outcome import Cancelled, Dead, Dropped, Outcome, Permanent, Retried, Snooze, Snoozed, Transient
+from topology.contract import Retry
+from topology.ladder import MAX_DELAY
+
+_RETRIABLE_STATUS: Final = {408, 425, 429}
+_CLIENT_ERRORS: Final = range(400, 500)
+_PERMANENT: Final[tuple[type[BaseException], ...]] = (Permanent, PermissionError)
+_TRANSIENT: Final[tuple[type[BaseException], ...]] = (Transient, ConnectionError, TimeoutError)
+
+Classes = Sequence[type[BaseException]]
+
+
+def backoff(retry: Retry, attempt: int, draw: Callable[[], float] = random.random) -> float:
+    """Seconds from the failure of ``attempt`` (from 1) to the next: base * factor^(attempt-1), capped, then jittered.
+
+    ``draw`` gives a number from 0 to 1. The result lies within jitter of the capped delay and never exceeds what the
+    ladder can hold.
+    """
+    try:
+        delay = min(retry.cap, retry.base * retry.factor ** (attempt - 1))
+    except OverflowError:
+        delay = retry.cap
+    spread = delay * retry.jitter
+    return min(MAX_DELAY, max(0.0, delay + spread * (2.0 * draw() - 1.0)))
+
+
+def classify(
+    error: BaseException,
+    retry: Retry,
+    attempt: int,
+    *,
+    permanent: Classes = (),
+    transient: Classes = (),
+    draw: Callable[[], float] = random.random,
+) -> Outcome:
+    """The outcome for an error that a handler raised on its ``attempt``.
+
+    First what the handler says itself, then the app's own classes, then the HTTP status of an error that carries a
+    response (4xx but 408, 425 and 429 are permanent; Retry-After is honoured), then what is known of the standard
+    classes. What no rule knows follows ``retry.unexpected``.
+    """
+    if isinstance(error, Snoozed):
+        return Snooze(error.after, str(error))
+    if isinstance(error, Cancelled):
+        return Dropped(str(error))
+    after: float | None = None
+    if isinstance(error, Transient):
+        after = error.after
+    elif isinstance(error, Permanent) or isinstance(error, tuple(permanent)):
+        return Dead("permanent", error)
+    elif not isinstance(error, tuple(transient)):
+        status = _http_status(error)
+        if status is not None:
+            if status in _CLIENT_ERRORS and status not in _RETRIABLE_STATUS:
+                return Dead("permanent", error)
+            after = retry_after(_http_header(error, "retry-after"), datetime.now(UTC))
+        elif isinstance(error, _PERMANENT):
+            return Dead("permanent", error)
+        elif not isinstance(error, _TRANSIENT) and retry.unexpected == "dead":
+            return Dead("permanent", error)
+    if attempt >= retry.attempts:
+        return Dead("exhausted", error)
+    if after is None:
+        return Retried(backoff(retry, attempt, draw), error)
+    return Retried(min(max(after, 0.0), MAX_DELAY), error)
+
+
+def retry_after(value: str | None, now: datetime) -> float | None:
+    """Seconds that a Retry-After header asks for (a number, or an HTTP date), or None if it says nothing usable."""
+    if not value:
+        return None
+    text = value.strip()
+    if text.isdecimal():
+        return float(text)
+    try:
+        moment = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return max(0.0, (moment - now).total_seconds())
+
+
+def _http_status(error: BaseException) -> int | None:
+    """The status of an error with a response, as httpx, requests and aiohttp raise them."""
+    response = getattr(error, "response", None)
+    for holder, name in ((response, "status_code"), (error, "status"), (error, "status_code")):
+        status = getattr(holder, name, None)
+        if isinstance(status, int) and 100 <= status < 600:  # noqa: PLR2004 - the range of HTTP
+            return status
+    return None
+
+
+def _http_header(error: BaseException, name: str) -> str | None:
+    for holder in (getattr(error, "response", None), error):
+        headers: Any = getattr(holder, "headers", None)
+        if headers is not None and hasattr(headers, "get"):
+            value = headers.get(name) or headers.get(name.title())
+            if value:
+                return str(value)
+    return None
+
+

@@ -1,0 +1,98 @@
+"""Hareline: background jobs on RabbitMQ.
+
+Everything a service needs is importable from here; what is not used is not imported.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from consumers.job import Job
+    from consumers.outcome import Cancelled, Permanent, Snoozed, Transient
+    from hareline.app import App
+    from producers.blocking import BlockingProducer
+    from producers.producer import Producer
+    from topology.contract import JobType, Retry
+    from topology.errors import (
+        BatchError,
+        BrokerBlocked,
+        ConnectionLost,
+        EnqueueError,
+        HarelineError,
+        NotConfirmed,
+        OptionInvalid,
+        PayloadInvalid,
+        PayloadTooLarge,
+        PublishError,
+        Refused,
+        TopologyError,
+        Unroutable,
+    )
+    from topology.settings import Settings
+
+_HOMES = {
+    "App": "hareline.app",
+    "BatchError": "topology.errors",
+    "BlockingProducer": "producers.blocking",
+    "BrokerBlocked": "topology.errors",
+    "Cancelled": "consumers.outcome",
+    "ConnectionLost": "topology.errors",
+    "EnqueueError": "topology.errors",
+    "HarelineError": "topology.errors",
+    "Job": "consumers.job",
+    "JobType": "topology.contract",
+    "NotConfirmed": "topology.errors",
+    "OptionInvalid": "topology.errors",
+    "PayloadInvalid": "topology.errors",
+    "PayloadTooLarge": "topology.errors",
+    "Permanent": "consumers.outcome",
+    "Producer": "producers.producer",
+    "PublishError": "topology.errors",
+    "Refused": "topology.errors",
+    "Retry": "topology.contract",
+    "Settings": "topology.settings",
+    "Snoozed": "consumers.outcome",
+    "TopologyError": "topology.errors",
+    "Transient": "consumers.outcome",
+    "Unroutable": "topology.errors",
+}
+
+__all__ = [
+    "App",
+    "BatchError",
+    "BlockingProducer",
+    "BrokerBlocked",
+    "Cancelled",
+    "ConnectionLost",
+    "EnqueueError",
+    "HarelineError",
+    "Job",
+    "JobType",
+    "NotConfirmed",
+    "OptionInvalid",
+    "PayloadInvalid",
+    "PayloadTooLarge",
+    "Permanent",
+    "Producer",
+    "PublishError",
+    "Refused",
+    "Retry",
+    "Settings",
+    "Snoozed",
+    "TopologyError",
+    "Transient",
+    "Unroutable",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'hareline' has no attribute '{name}'")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value

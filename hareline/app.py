@@ -1,0 +1,45 @@
+"""The app: which job types a service knows, and which handlers run them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from consumers.registry import Registry
+from topology.contract import JobType
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class App:
+    """The one object that ``HARELINE_APP=module:attribute`` names.
+
+    A service that only publishes lists its job types; one that works them adds handlers.
+    """
+
+    def __init__(self, *, job_types: Iterable[JobType[Any]] = ()) -> None:
+        self.registry = Registry(job_types)
+
+    @property
+    def job_types(self) -> tuple[JobType[Any], ...]:
+        """All job types, in the order of their declaration."""
+        return self.registry.job_types
+
+    def handler(
+        self,
+        job_type: JobType[Any],
+        *,
+        permanent: Iterable[type[BaseException]] = (),
+        transient: Iterable[type[BaseException]] = (),
+    ) -> Callable[[F], F]:
+        """Registers the decorated function as the handler: ``(payload, job)`` or ``(payload)``, async or plain.
+
+        ``permanent`` and ``transient`` are exception classes that decide about a retry by themselves. A plain
+        function runs in a thread, which a timeout cannot stop: it only ends the waiting for it.
+        """
+
+        def register(function: F) -> F:
+            self.registry.register(job_type, function, permanent=permanent, transient=transient)
+            return function
+
+        return register

@@ -1,0 +1,89 @@
+"""``hareline enqueue``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import datetime
+from typing import Any
+
+import click
+
+from hareline.cli.loading import load_app
+from producers.producer import Producer
+from topology.contract import JobType
+from topology.duration import parse_duration
+from topology.errors import OptionInvalid
+from topology.settings import Settings
+
+
+class DurationOption(click.ParamType[float]):
+    """``250ms``, ``30s``, ``5m``, ``2h``, ``7d``; a bare number is seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Seconds."""
+        try:
+            return parse_duration(str(value))
+        except OptionInvalid as error:
+            self.fail(str(error), param, ctx)
+
+
+class MomentOption(click.ParamType[datetime]):
+    """ISO 8601 with a zone."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """An aware datetime."""
+        try:
+            moment = datetime.fromisoformat(str(value))
+        except ValueError:
+            self.fail(f"'{value}' is not a time: write 2030-01-31T09:00:00+01:00", param, ctx)
+        if moment.tzinfo is None:
+            self.fail(f"'{value}' has no zone: add Z or +01:00", param, ctx)
+        return moment
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  hareline enqueue email.send '{"to": "ada@example.org", "subject": "Hello"}'
+  hareline enqueue report.build '{"month": 5}' --delay 10m --key report-5
+"""
+)
+@click.argument("type_name", metavar="TYPE")
+@click.argument("payload", metavar="PAYLOAD")
+@click.option("--priority", type=int, help="0 to 9, higher first.")
+@click.option("--delay", type=DurationOption(), help="Start after this long, for example 30s or 2h.")
+@click.option("--at", type=MomentOption(), help="Start at this time, for example 2030-01-31T09:00:00Z.")
+@click.option("--key", help="The same key gives the same job id.")
+@click.option("--json", "as_json", is_flag=True, help='Print {"id", "type", "existed"}.')
+def enqueue(
+    type_name: str,
+    payload: str,
+    priority: int | None,
+    delay: float | None,
+    at: datetime | None,
+    key: str | None,
+    as_json: bool,
+) -> None:
+    """Publish one job with the JSON PAYLOAD, and print its id once the broker has confirmed it."""
+    settings = Settings.from_env()
+    known = {job_type.name: job_type for job_type in load_app(settings.app).job_types}
+    if type_name not in known:
+        raise click.UsageError(f"no job type '{type_name}'; this app knows: {', '.join(sorted(known)) or 'none'}")
+    try:
+        document = json.loads(payload)
+    except json.JSONDecodeError as error:
+        raise click.UsageError(f"PAYLOAD is not JSON: {error}") from None
+    options = {"priority": priority, "delay": delay, "at": at, "key": key}
+    job_id = asyncio.run(_publish(settings, known[type_name], document, options))
+    # Without the store nobody has looked whether the key was used before: null says so.
+    click.echo(json.dumps({"id": job_id, "type": type_name, "existed": None}) if as_json else job_id)
+
+
+async def _publish(settings: Settings, job_type: JobType[Any], document: Any, options: dict[str, Any]) -> str:
+    async with Producer(settings) as producer:
+        return await producer.enqueue(job_type, document, **options)

@@ -1,0 +1,94 @@
+"""Several processes of one role on one machine: started, watched, restarted, stopped together."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from types import FrameType
+from typing import Final
+
+logger = logging.getLogger(__name__)
+
+_RESTART_PAUSE: Final = 0.5
+_RESTART_PAUSE_MOST: Final = 10.0
+_HEALTHY_AFTER: Final = 10.0
+
+
+class Processes:
+    """``count`` children of the same command. A child that ends unasked is started again, ever more slowly.
+
+    The parent passes SIGTERM and SIGINT on, the second one too, and ends when all children have.
+    """
+
+    def __init__(self, command: Sequence[str], count: int) -> None:
+        self._command = list(command)
+        self._children: list[_Child] = [_Child(self._command) for _ in range(count)]
+        self._stopping = False
+
+    def run(self) -> int:
+        """Returns the exit code: 0 if every child ended with 0 after being asked to."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._pass_on)
+        for child in self._children:
+            child.start()
+        while any(child.is_wanted for child in self._children):
+            for child in self._children:
+                child.watch(self._stopping)
+            time.sleep(0.1)
+        return max((child.exit_code for child in self._children), key=abs)
+
+    def _pass_on(self, number: int, _: FrameType | None) -> None:
+        self._stopping = True
+        for child in self._children:
+            child.send(number)
+
+
+class _Child:
+    def __init__(self, command: list[str]) -> None:
+        self._command = command
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started = 0.0
+        self._due = 0.0
+        self._pause = _RESTART_PAUSE
+        self.exit_code = 0
+        self.is_wanted = True
+
+    def start(self) -> None:
+        # A session of its own: Ctrl-C reaches the parent alone, which passes it on once.
+        self._process = subprocess.Popen(self._command, start_new_session=True)  # noqa: S603 - our own command line
+        self._started = time.monotonic()
+
+    def send(self, number: int) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
+
+    def watch(self, stopping: bool) -> None:
+        """Notices that the child has ended, and starts another one when it is time."""
+        now = time.monotonic()
+        if self._process is None:
+            if stopping:
+                self.is_wanted = False
+            elif now >= self._due:
+                self.start()
+            return
+        code = self._process.poll()
+        if code is None:
+            return
+        self._process = None
+        self.exit_code = code
+        if stopping:
+            self.is_wanted = False
+            return
+        lived = now - self._started
+        self._pause = _RESTART_PAUSE if lived > _HEALTHY_AFTER else min(self._pause * 2, _RESTART_PAUSE_MOST)
+        self._due = now + self._pause
+        logger.warning("a process ended with %d after %.1f s; the next one starts in %.1f s", code, lived, self._pause)
+
+
+def same_command_with_one_process(arguments: Sequence[str]) -> list[str]:
+    """The command line of a child."""
+    return [sys.executable, "-m", "hareline", *arguments]

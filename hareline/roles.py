@@ -1,0 +1,78 @@
+"""Process entry points: an event loop, signals, logs, and one role running in it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+from consumers.registry import Route
+from consumers.worker import Worker
+from hareline import logs
+from hareline.app import App
+from topology.apply import verify_for_worker
+from topology.errors import ManagementError
+from topology.link import Connection
+from topology.management import Management
+from topology.settings import Settings
+from topology.spec import Spec, derive
+
+logger = logging.getLogger(__name__)
+
+STOPPED_AT_ONCE: Final = 130
+
+
+def run_worker(app: App, routes: tuple[Route, ...], settings: Settings, concurrency: int) -> None:
+    """Runs a worker in this process until SIGTERM or SIGINT. A second signal stops it at once."""
+    logs.configure(settings.log_level)
+
+    async def verify(connection: Connection) -> None:
+        job_types = [route.job_type for route in routes]
+        await _verify(connection, derive(job_types, connection.capabilities, settings.namespace), settings)
+
+    async def work() -> None:
+        worker = Worker(app.registry, routes, settings, concurrency=concurrency, verify=verify)
+        _on_signals(worker.drain)
+        await worker.run()
+
+    _run(work)
+
+
+async def _verify(connection: Connection, spec: Spec, settings: Settings) -> None:
+    """The topology must be there before anything is consumed. Work does not depend on the management API for long."""
+    management = Management.from_settings(settings)
+    try:
+        plan = await verify_for_worker(spec, connection, management)
+    except ManagementError as error:
+        logger.warning("verifying by passive declaration alone: %s", error)
+        plan = await verify_for_worker(spec, connection, None)
+    for unseen in plan.unseen:
+        logger.debug("not verified: %s", unseen)
+
+
+def _on_signals(drain: Callable[[], None]) -> None:
+    """The first signal drains. The second ends the process: the broker takes back what was unsettled."""
+    asked = False
+
+    def handle() -> None:
+        nonlocal asked
+        if asked:
+            os._exit(STOPPED_AT_ONCE)
+        asked = True
+        drain()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, handle)
+
+
+def _run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    try:
+        import uvloop  # noqa: PLC0415 - comes with the worker extra
+    except ImportError:
+        asyncio.run(work())
+    else:
+        uvloop.run(work())

@@ -1,0 +1,1 @@
+"""Puts messages in: the asyncio and the blocking producer."""

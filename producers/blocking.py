@@ -1,0 +1,151 @@
+"""The producer for code without an event loop: Django, Flask, scripts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Iterable
+from concurrent.futures import Future
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from producers.producer import Producer
+from topology.contract import JobType
+from topology.errors import ProducerClosed
+from topology.settings import Settings
+
+P = TypeVar("P")
+
+
+class BlockingProducer:
+    """`Producer` behind plain calls, for any number of threads.
+
+    One event loop in a thread of its own serves all callers: heartbeats go on between calls, threads share one
+    pipelined connection, and every guarantee and error is the asyncio producer's own. The thread starts with the
+    first call; a fork (gunicorn, multiprocessing) starts its own. ``close()`` flushes; ``with`` does that for you.
+    """
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self._settings = settings or Settings.from_env()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._engine: _Engine | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def enqueue(
+        self,
+        job_type: JobType[P],
+        payload: P | dict[str, Any],
+        *,
+        priority: int | None = None,
+        delay: float | None = None,
+        at: datetime | None = None,
+        key: str | None = None,
+        correlation_id: str | None = None,
+        timeout: float | None = None,
+    ) -> str:
+        """As `Producer.enqueue`; returns when the broker has confirmed."""
+        engine = self._running()
+        return engine.call(
+            engine.producer.enqueue(
+                job_type,
+                payload,
+                priority=priority,
+                delay=delay,
+                at=at,
+                key=key,
+                correlation_id=correlation_id,
+                timeout=timeout,
+            )
+        )
+
+    def enqueue_many(
+        self,
+        job_type: JobType[P],
+        payloads: Iterable[P | dict[str, Any]],
+        *,
+        priority: int | None = None,
+        delay: float | None = None,
+        at: datetime | None = None,
+        correlation_id: str | None = None,
+        timeout: float | None = None,
+    ) -> list[str]:
+        """As `Producer.enqueue_many`; the payloads are read in the calling thread before the first is sent."""
+        engine = self._running()
+        return engine.call(
+            engine.producer.enqueue_many(
+                job_type,
+                list(payloads),
+                priority=priority,
+                delay=delay,
+                at=at,
+                correlation_id=correlation_id,
+                timeout=timeout,
+            )
+        )
+
+    def close(self) -> None:
+        """Waits until all is confirmed, up to the publish timeout, and ends the thread. May be called twice."""
+        with self._lock:
+            self._closed = True
+            engine, self._engine = self._engine, None
+        if engine is not None and engine.pid == os.getpid():
+            engine.stop()
+
+    def _running(self) -> _Engine:
+        engine = self._engine
+        if engine is not None and engine.pid == os.getpid():
+            return engine
+        with self._lock:
+            if self._closed:
+                raise ProducerClosed("this producer was closed")
+            if self._engine is None or self._engine.pid != os.getpid():
+                self._engine = _Engine(self._settings)
+            return self._engine
+
+
+class _Engine:
+    """The thread, its loop and the producer in it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.pid = os.getpid()
+        self._loop = _new_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="hareline producer", daemon=True)
+        self._thread.start()
+        self.producer = self.call(self._open(settings))
+
+    @staticmethod
+    async def _open(settings: Settings) -> Producer:
+        return await Producer(settings).__aenter__()
+
+    def call(self, work: Any) -> Any:
+        """Runs a coroutine in the loop and waits for it; an interrupt (Ctrl-C) cancels it."""
+        result: Future[Any] = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return result.result()
+        except BaseException:
+            result.cancel()
+            raise
+
+    def stop(self) -> None:
+        self.call(self.producer.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop  # noqa: PLC0415 - optional: the producer alone does not need it
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()

@@ -1,0 +1,154 @@
+"""The asyncio producer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from itertools import islice
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from producers.orders import OrderBook
+from topology.contract import JobType
+from topology.envelope import Message
+from topology.errors import BatchError, EnqueueError
+from topology.publisher import Publisher
+from topology.settings import Settings
+
+P = TypeVar("P")
+
+
+class Producer:
+    """Hands jobs to the broker: confirmed, routed to a queue, persistent, or an error.
+
+    ``async with Producer() as producer`` connects in the background and flushes at the end. One producer serves
+    all tasks of a process. While the broker is away, ``enqueue`` waits for it, up to its timeout.
+    """
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self._settings = settings or Settings.from_env()
+        self._orders = OrderBook(self._settings)
+        self._publisher = Publisher(self._settings)
+
+    async def __aenter__(self) -> Self:
+        self._publisher.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - part of the contract
+        """Waits until all is confirmed, up to ``timeout`` seconds (default: the publish timeout), and disconnects."""
+        await self._publisher.stop(self._settings.publish_timeout if timeout is None else timeout)
+
+    async def enqueue(
+        self,
+        job_type: JobType[P],
+        payload: P | dict[str, Any],
+        *,
+        priority: int | None = None,
+        delay: float | None = None,
+        at: datetime | None = None,
+        key: str | None = None,
+        correlation_id: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - part of the contract
+    ) -> str:
+        """The id of a job that the broker has confirmed to hold in a queue.
+
+        ``priority`` is 0 to 9, higher first, for job types that have priorities. ``delay`` is seconds, ``at`` a
+        time with a zone; the job starts then or later, never earlier. The same ``key`` gives the same job id.
+        ``timeout`` is seconds (default HARELINE_PUBLISH_TIMEOUT). Raises an EnqueueError: see topology/errors.py.
+        """
+        message = self._orders.message(
+            job_type,
+            payload,
+            priority=priority,
+            delay=delay,
+            at=at,
+            key=key,
+            correlation_id=correlation_id,
+        )
+        await self._publisher.send(message, self._settings.publish_timeout if timeout is None else timeout)
+        return _id(message)
+
+    async def enqueue_many(
+        self,
+        job_type: JobType[P],
+        payloads: Iterable[P | dict[str, Any]],
+        *,
+        priority: int | None = None,
+        delay: float | None = None,
+        at: datetime | None = None,
+        correlation_id: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - part of the contract
+    ) -> list[str]:
+        """The ids of all jobs, in order, once the broker has confirmed every one; pipelined.
+
+        ``timeout`` is seconds from the sending of each. Raises BatchError if some were not accepted; it says which.
+        The iterable is read as the broker confirms, so it may be long.
+        """
+        options = {"priority": priority, "delay": delay, "at": at, "correlation_id": correlation_id}
+        seconds = self._settings.publish_timeout if timeout is None else timeout
+        batch = _Batch()
+        source = iter(payloads)
+        while chunk := list(islice(source, self._settings.max_unconfirmed)):
+            sent: list[tuple[Message, asyncio.Future[None]]] = []
+            for payload in chunk:
+                try:
+                    message = self._orders.message(job_type, payload, **options)
+                except EnqueueError as error:
+                    batch.fail(error)
+                else:
+                    batch.expect()
+                    sent.append((message, self._publisher.send(message, seconds)))
+            await _settled(future for _, future in sent)
+            batch.collect(sent)
+        return batch.ids()
+
+
+class _Batch:
+    """The outcome of each job of an ``enqueue_many``, in order."""
+
+    def __init__(self) -> None:
+        self._outcomes: list[str | EnqueueError | None] = []
+        self._open: list[int] = []
+
+    def fail(self, error: EnqueueError) -> None:
+        self._outcomes.append(error)
+
+    def expect(self) -> None:
+        self._open.append(len(self._outcomes))
+        self._outcomes.append(None)
+
+    def collect(self, sent: list[tuple[Message, asyncio.Future[None]]]) -> None:
+        for index, (message, future) in zip(self._open, sent, strict=True):
+            error = future.exception()
+            if error is not None and not isinstance(error, EnqueueError):
+                raise error
+            self._outcomes[index] = error or _id(message)
+        self._open.clear()
+
+    def ids(self) -> list[str]:
+        failed = [(index, item) for index, item in enumerate(self._outcomes) if isinstance(item, EnqueueError)]
+        accepted = [item for item in self._outcomes if isinstance(item, str)]
+        if failed:
+            raise BatchError(accepted, failed)
+        return accepted
+
+
+async def _settled(futures: Iterator[asyncio.Future[None]]) -> None:
+    """Waits for each in turn: they resolve nearly in order, so this wakes far less often than a gather."""
+    for future in futures:
+        if not future.done():
+            try:
+                await future
+            except EnqueueError:
+                continue  # collected afterwards, with its place in the batch
+
+
+def _id(message: Message) -> str:
+    job_id: str = message.properties.message_id
+    return job_id

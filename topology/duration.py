@@ -1,0 +1,28 @@
+"""Durations as people write them: ``250ms``, ``30s``, ``5m``, ``2h``, ``7d``; a bare number is seconds."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from topology.errors import OptionInvalid
+
+_UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_PATTERN = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|)")
+
+
+def parse_duration(text: str) -> float:
+    """Seconds for ``text``. Raises OptionInvalid for anything else than a number with an optional unit."""
+    match = _PATTERN.fullmatch(text.strip().lower())
+    if match is None:
+        raise OptionInvalid(f"'{text}' is not a duration: write 250ms, 30s, 5m, 2h or 7d")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def format_duration(seconds: float) -> str:
+    """The shortest of the forms that `parse_duration` reads, exact to the millisecond."""
+    milliseconds = round(seconds * 1000)
+    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000)):
+        if milliseconds and milliseconds % size == 0:
+            return f"{milliseconds // size}{unit}"
+    return f"{milliseconds}ms" if not math.isclose(milliseconds, 0) else "0s"

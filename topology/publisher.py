@@ -1,0 +1,292 @@
+"""Confirmed publishing over a link that may go down: nothing is lost, and nothing is refused that waiting would save.
+
+A message is *waiting* until it is sent, then *unconfirmed* until the broker answers. When the connection goes, what
+was unconfirmed waits again and is sent anew with the same message id: at least once, never never. Every message has
+a deadline; when it passes, its future fails with the error that says what is known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import deque
+from typing import Any
+
+from pika.channel import Channel
+from pika.frame import Method
+from pika.spec import Basic, BasicProperties
+
+from topology.envelope import Message
+from topology.errors import (
+    BrokerBlocked,
+    ConnectionLost,
+    NotConfirmed,
+    ProducerClosed,
+    PublishError,
+    Refused,
+    Unroutable,
+)
+from topology.link import Connection, Link
+from topology.settings import Settings
+
+NO_ROUTE = 312
+NOT_FOUND = 404
+_EXCHANGE_IN_TEXT = re.compile(r"exchange '([^']+)'")
+
+
+class _Pending:
+    """A message on its way, and who waits for it. ``future`` resolves to None once the broker has it."""
+
+    __slots__ = ("deadline", "future", "message", "sent")
+
+    def __init__(self, message: Message, future: asyncio.Future[None], deadline: float) -> None:
+        self.message = message
+        self.future = future
+        self.deadline = deadline
+        self.sent = False
+
+
+class Publisher:
+    """Publishes with confirms and ``mandatory``, pipelined, over a connection of its own.
+
+    It has a connection to itself since a broker in alarm stops reading from publishers: acks on the same
+    connection would be stuck behind it. At most ``max_unconfirmed`` messages are in flight at once.
+    """
+
+    def __init__(self, settings: Settings, name: str = "producer") -> None:
+        self._settings = settings
+        self._limit = settings.max_unconfirmed
+        self._link = Link(settings.broker_urls, f"hareline {name}", on_up=self._up, on_down=self._down)
+        self._channel: Channel | None = None
+        self._blocked = False
+        self._waiting: deque[_Pending] = deque()
+        self._unconfirmed: dict[int, _Pending] = {}
+        self._lowest = 1
+        self._next_tag = 1
+        self._returned: dict[str, str] = {}
+        self._alarm: asyncio.TimerHandle | None = None
+        self._drained: asyncio.Event = asyncio.Event()
+        self._drained.set()
+        self._state = "new"
+        self._loop: asyncio.AbstractEventLoop
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begins to connect, in the background; messages may be sent at once and wait until it is up."""
+        self._loop = asyncio.get_running_loop()
+        self._state = "open"
+        self._link.start()
+
+    async def stop(self, timeout: float) -> None:  # noqa: ASYNC109 - part of the contract
+        """Waits up to ``timeout`` seconds until all is confirmed, fails what is not, and closes."""
+        if self._state != "open":
+            return
+        self._state = "closing"
+        try:
+            async with asyncio.timeout(timeout):
+                await self._drained.wait()
+        except TimeoutError:
+            for pending in [*self._unconfirmed.values(), *self._waiting]:
+                self._fail(pending, self._overdue(pending))
+        self._state = "closed"
+        if self._alarm is not None:
+            self._alarm.cancel()
+        await self._link.stop()
+
+    @property
+    def is_up(self) -> bool:
+        """Whether a message sent now would go out at once."""
+        return self._channel is not None and not self._blocked
+
+    @property
+    def backlog(self) -> int:
+        """How many messages are waiting or unconfirmed."""
+        return len(self._waiting) + len(self._unconfirmed)
+
+    # -- publishing ------------------------------------------------------------------------------------------------
+
+    def send(self, message: Message, timeout: float) -> asyncio.Future[None]:
+        """Takes the message. The future resolves when the broker has confirmed it, or fails with a PublishError.
+
+        ``timeout`` is seconds. Cancelling the future gives up on a message that has not been sent yet.
+        """
+        future: asyncio.Future[None] = self._loop.create_future() if self._state == "open" else self._closed()
+        if self._state != "open":
+            return future
+        deadline = self._loop.time() + timeout
+        pending = _Pending(message, future, deadline)
+        self._drained.clear()
+        if self._channel is not None and not self._waiting and self._may_send():
+            self._transmit(pending)
+        else:
+            self._waiting.append(pending)
+        if self._alarm is None or deadline < self._alarm.when():
+            self._arm(deadline)
+        return future
+
+    def _closed(self) -> asyncio.Future[None]:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        future.set_exception(ProducerClosed("open it first: async with Producer() as producer"))
+        return future
+
+    def _may_send(self) -> bool:
+        return not self._blocked and len(self._unconfirmed) < self._limit
+
+    def _transmit(self, pending: _Pending) -> None:
+        message = pending.message
+        pending.sent = True
+        self._unconfirmed[self._next_tag] = pending
+        self._next_tag += 1
+        assert self._channel is not None
+        self._channel.basic_publish(
+            message.exchange, message.routing_key, message.body, message.properties, message.mandatory
+        )
+
+    def _pump(self) -> None:
+        """Sends what waits, oldest first, as far as the window and the broker allow."""
+        while self._waiting and self._channel is not None and self._may_send():
+            pending = self._waiting.popleft()
+            if not pending.future.done():
+                self._transmit(pending)
+        if not self._waiting and not self._unconfirmed:
+            self._drained.set()
+
+    # -- what the broker says --------------------------------------------------------------------------------------
+
+    def _on_confirm(self, frame: Method) -> None:
+        answer = frame.method
+        tag = answer.delivery_tag
+        refused = isinstance(answer, Basic.Nack)
+        if answer.multiple:
+            for covered in range(self._lowest, tag + 1):
+                pending = self._unconfirmed.pop(covered, None)
+                if pending is not None:
+                    self._settle(pending, refused)
+            self._lowest = tag + 1
+        else:
+            pending = self._unconfirmed.pop(tag, None)
+            if pending is not None:
+                self._settle(pending, refused)
+        if self._waiting or not self._unconfirmed:
+            self._pump()
+
+    def _settle(self, pending: _Pending, refused: bool) -> None:
+        future = pending.future
+        if future.done():
+            return
+        if self._returned and (text := self._returned.pop(pending.message.properties.message_id, None)):
+            future.set_exception(Unroutable(text))
+        elif refused:
+            message = pending.message
+            future.set_exception(
+                Refused(f"the broker refused a message for '{message.routing_key}': is its queue full or gone?")
+            )
+        else:
+            future.set_result(None)
+
+    def _on_return(self, _: Channel, method: Any, properties: BasicProperties, __: bytes) -> None:
+        # The broker sends a return before the confirm of the same message, so this text is there when that comes.
+        cause = "no queue takes it" if method.reply_code == NO_ROUTE else method.reply_text
+        self._returned[properties.message_id] = (
+            f"exchange '{method.exchange}', key '{method.routing_key}': {cause}. "
+            "Does the topology know this job type? See 'hareline topology plan'"
+        )
+
+    # -- connection ------------------------------------------------------------------------------------------------
+
+    async def _up(self, connection: Connection) -> None:
+        self._blocked = connection.blocked
+        connection.on_blocked = self._on_blocked
+        await self._open_channel(connection)
+
+    async def _open_channel(self, connection: Connection) -> None:
+        channel = await connection.channel()
+        channel.add_on_close_callback(self._on_channel_closed)
+        channel.add_on_return_callback(self._on_return)
+        selected: asyncio.Future[object] = self._loop.create_future()
+        channel.confirm_delivery(self._on_confirm, lambda frame: selected.done() or selected.set_result(frame))
+        await asyncio.wait({selected, connection.closed}, return_when=asyncio.FIRST_COMPLETED)
+        if selected.done():
+            self._returned.clear()
+            self._lowest = self._next_tag = 1
+            self._channel = channel
+            self._pump()
+
+    def _on_blocked(self, blocked: bool) -> None:
+        self._blocked = blocked
+        if not blocked:
+            self._pump()
+
+    def _down(self, _: str) -> None:
+        self._channel = None
+        self._blocked = False
+        self._wait_again()
+
+    def _wait_again(self) -> None:
+        """What was sent and not confirmed waits again, ahead of the rest and in its old order."""
+        unconfirmed, self._unconfirmed = self._unconfirmed, {}
+        self._waiting.extendleft(p for p in reversed(list(unconfirmed.values())) if not p.future.done())
+
+    def _on_channel_closed(self, channel: Channel, reason: Any) -> None:
+        """The broker closed the channel over one message. That one fails; the others go again on a new channel."""
+        if channel is not self._channel:
+            return
+        self._channel = None
+        connection = self._link.connection
+        if connection is None or not connection.is_open:
+            return  # the whole connection is going: _down follows
+        self._fail_culprits(getattr(reason, "reply_code", 0), getattr(reason, "reply_text", str(reason)))
+        self._wait_again()
+        task = self._loop.create_task(self._open_channel(connection))
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    def _fail_culprits(self, code: int, text: str) -> None:
+        named = _EXCHANGE_IN_TEXT.search(text)
+        pending = list(self._unconfirmed.values())
+        if named is not None:
+            culprits = [p for p in pending if p.message.exchange == named[1]]
+        else:
+            # The broker does not say which message it disliked; size is what it usually is about.
+            culprits = sorted(pending, key=lambda p: len(p.message.body))[-1:]
+        for culprit in culprits:
+            cure = "run 'hareline topology apply'" if code == NOT_FOUND else "ask the broker's operator"
+            kind = Unroutable if code == NOT_FOUND else Refused
+            self._fail(culprit, kind(f"the broker closed the channel: {text}; {cure}"))
+
+    # -- deadlines -------------------------------------------------------------------------------------------------
+
+    def _arm(self, deadline: float) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = self._loop.call_at(deadline, self._expire)
+
+    def _expire(self) -> None:
+        """Fails all whose deadline has passed, and sets the alarm for the next."""
+        self._alarm = None
+        now = self._loop.time()
+        remaining = [p for p in (*self._unconfirmed.values(), *self._waiting) if not p.future.done()]
+        for pending in remaining:
+            if pending.deadline <= now:
+                self._fail(pending, self._overdue(pending))
+        self._waiting = deque(p for p in self._waiting if not p.future.done())
+        later = min((p.deadline for p in remaining if p.deadline > now), default=None)
+        if later is not None:
+            self._arm(later)
+        if not self._waiting and not self._unconfirmed:
+            self._drained.set()
+
+    def _fail(self, pending: _Pending, error: PublishError) -> None:
+        if not pending.future.done():
+            error.maybe_enqueued = pending.sent
+            pending.future.set_exception(error)
+
+    def _overdue(self, pending: _Pending) -> PublishError:
+        job = f"job {pending.message.properties.message_id}"
+        if self._blocked:
+            return BrokerBlocked(f"{job}: the broker takes no messages (memory or disk alarm); see 'rabbitmqctl status'")
+        if self._channel is None:
+            return ConnectionLost(f"{job}: {self._link.last_error}")
+        if pending.sent:
+            return NotConfirmed(f"{job} was sent, but the broker did not confirm it in time")
+        return NotConfirmed(f"{job} waited for {self._limit} others to be confirmed; it was not sent")

@@ -1,0 +1,116 @@
+"""A consumer on one queue: its channel, its prefetch, its deliveries and their acknowledgements."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from pika.channel import Channel
+from pika.spec import BasicProperties
+
+from topology.acks import Acks
+from topology.errors import BrokerUnreachable
+from topology.link import Connection
+
+logger = logging.getLogger(__name__)
+
+
+class Delivery:
+    """One message as it arrived. It must be settled exactly once, through `Subscription.acks`."""
+
+    __slots__ = ("acks", "body", "job_type", "properties", "queue", "redelivered", "tag")
+
+    def __init__(
+        self,
+        subscription: Subscription,
+        tag: int,
+        redelivered: bool,
+        properties: BasicProperties,
+        body: bytes,
+    ) -> None:
+        self.acks = subscription.acks
+        self.queue = subscription.queue
+        self.job_type = subscription.job_type
+        self.tag = tag
+        self.redelivered = redelivered
+        self.properties = properties
+        self.body = body
+
+
+class Subscription:
+    """Consumes from the queue of one job type, with at most ``prefetch`` deliveries unsettled.
+
+    ``on_delivery`` is called in the event loop for each. ``on_lost`` is called with the reason when the broker ends
+    the consumer (queue deleted, leader moved) or the channel, while the connection lives on.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        queue: str,
+        job_type: str,
+        prefetch: int,
+        on_delivery: Callable[[Delivery], None],
+        on_lost: Callable[[Subscription, str], None],
+    ) -> None:
+        self.queue = queue
+        self.job_type = job_type
+        self.acks: Acks
+        self._connection = connection
+        self._prefetch = prefetch
+        self._on_delivery = on_delivery
+        self._on_lost = on_lost
+        self._channel: Channel | None = None
+        self._tag: str | None = None
+        self._ended = False
+
+    @property
+    def is_consuming(self) -> bool:
+        """Whether the broker delivers to us."""
+        return self._tag is not None and self._channel is not None and bool(self._channel.is_open)
+
+    async def start(self) -> None:
+        """Opens the channel and consumes. Raises BrokerUnreachable if the connection goes meanwhile."""
+        channel = await self._connection.channel()
+        self._channel = channel
+        self.acks = Acks(channel, asyncio.get_running_loop())
+        channel.add_on_close_callback(lambda _, reason: self._end(f"channel closed: {reason}"))
+        channel.add_on_cancel_callback(lambda _: self._end("the broker cancelled the consumer"))
+        await self._answered(lambda done: channel.basic_qos(prefetch_count=self._prefetch, callback=done))
+        await self.resume()
+
+    async def resume(self) -> None:
+        """Consumes (again). Does nothing on a channel that is gone."""
+        channel = self._channel
+        if channel is not None and channel.is_open and self._tag is None:
+            self._tag = channel.basic_consume(self.queue, self._deliver)
+            # Nothing to wait for: a refusal closes the channel, and on_lost says so.
+
+    async def pause(self) -> None:
+        """Takes no further deliveries; what is here stays to be settled."""
+        channel, tag = self._channel, self._tag
+        self._tag = None
+        if channel is not None and channel.is_open and tag is not None:
+            try:
+                await self._answered(lambda done: channel.basic_cancel(tag, callback=done))
+            except BrokerUnreachable:
+                logger.debug("the connection went while the consumer on %s was being cancelled", self.queue)
+
+    async def _answered(self, ask: Callable[[Callable[[Any], None]], Any]) -> None:
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        ask(lambda frame: answer.done() or answer.set_result(frame))
+        await asyncio.wait({answer, self._connection.closed}, return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            raise BrokerUnreachable(f"the connection closed: {self._connection.closed.result()}")
+
+    def _deliver(self, _: Channel, method: Any, properties: BasicProperties, body: bytes) -> None:
+        self.acks.open(method.delivery_tag)
+        self._on_delivery(Delivery(self, method.delivery_tag, method.redelivered, properties, body))
+
+    def _end(self, reason: str) -> None:
+        if not self._ended and self._connection.is_open:
+            self._ended = True
+            self._tag = None
+            self._on_lost(self, reason)
