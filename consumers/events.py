@@ -21,7 +21,7 @@ EVENTS: Final = {
 
 
 class JobEvent(NamedTuple):
-    """One event. ``at`` is Unix seconds when it was settled, ``duration`` seconds of the run, ``error`` a class name."""
+    """One event. ``at`` is Unix seconds at settlement, ``duration`` seconds of the run, ``error`` a class name."""
 
     event: str
     id: str

@@ -124,11 +124,9 @@ class Executor:
                 task.uncancel()
                 return _SHUTDOWN
             return self._classified(error, route, opened)
-        except TimeoutError as error:
-            if clock.expired():
-                error = TimeoutError(f"ran longer than its timeout of {limit:g} s")
-            return self._classified(error, route, opened)
         except Exception as error:  # noqa: BLE001 - whatever a handler raises, a rule must decide
+            if isinstance(error, TimeoutError) and clock.expired():
+                return self._classified(TimeoutError(f"ran longer than its timeout of {limit:g} s"), route, opened)
             return self._classified(error, route, opened)
         finally:
             del self._handlers[task]

@@ -7,11 +7,11 @@ from typing import Final
 
 
 class Permanent(Exception):
-    """This job can never succeed: dead-letter it at once, whatever attempts are left."""
+    """The job can never succeed: dead-letter it at once, whatever attempts are left."""
 
 
 class Transient(Exception):
-    """This job may succeed later. ``after`` is seconds until then; None leaves it to the job type's retry policy."""
+    """The job may succeed later. ``after`` is seconds until then; None leaves it to the job type's retry policy."""
 
     def __init__(self, message: str = "", *, after: float | None = None) -> None:
         super().__init__(message)

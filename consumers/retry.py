@@ -56,7 +56,7 @@ def classify(
     after: float | None = None
     if isinstance(error, Transient):
         after = error.after
-    elif isinstance(error, Permanent) or isinstance(error, tuple(permanent)):
+    elif isinstance(error, (Permanent, *permanent)):
         return Dead("permanent", error)
     elif not isinstance(error, tuple(transient)):
         status = _http_status(error)
@@ -64,9 +64,7 @@ def classify(
             if status in _CLIENT_ERRORS and status not in _RETRIABLE_STATUS:
                 return Dead("permanent", error)
             after = retry_after(_http_header(error, "retry-after"), datetime.now(UTC))
-        elif isinstance(error, _PERMANENT):
-            return Dead("permanent", error)
-        elif not isinstance(error, _TRANSIENT) and retry.unexpected == "dead":
+        elif isinstance(error, _PERMANENT) or (not isinstance(error, _TRANSIENT) and retry.unexpected == "dead"):
             return Dead("permanent", error)
     if attempt >= retry.attempts:
         return Dead("exhausted", error)
@@ -109,5 +107,3 @@ def _http_header(error: BaseException, name: str) -> str | None:
             if value:
                 return str(value)
     return None
-
-

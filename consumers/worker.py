@@ -116,7 +116,9 @@ class Worker:
             await asyncio.wait(self._tasks, timeout=self._settings.grace)
         interrupted = self._executor.interrupt()
         if interrupted:
-            logger.warning("%d jobs did not end in time and go back to their queues, with no attempt charged", interrupted)
+            logger.warning(
+                "%d jobs did not end in time and go back to their queues, with no attempt charged", interrupted
+            )
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=self._settings.publish_timeout)
         if self._reporter is not None:

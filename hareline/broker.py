@@ -163,9 +163,7 @@ def _private(say: Report) -> Broker:
     say("hareline: starting a private RabbitMQ node")
     with contextlib.ExitStack() as stack:
         node = stack.enter_context(PrivateNode())
-        return Broker(
-            node.url, node.management_url, f"private node, RabbitMQ {node.version}", node, stack.pop_all()
-        )
+        return Broker(node.url, node.management_url, f"private node, RabbitMQ {node.version}", node, stack.pop_all())
 
 
 def _docker_problem() -> str | None:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 # Service managers and plain users often have no sbin folder in their PATH.
 PROGRAM_PATH = (
-    f"{os.defpath}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:"
-    "/opt/homebrew/sbin:/opt/homebrew/bin"
+    f"{os.defpath}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/opt/homebrew/sbin:/opt/homebrew/bin"
 )
 # Debian's /usr/sbin/rabbitmq-server is a wrapper that switches to the user rabbitmq and to its data.
 _PACKAGED = Path("/usr/lib/rabbitmq/bin")

@@ -77,9 +77,7 @@ def overview(management_url: str, user: str, password: str, timeout: float = 5.0
     request = urllib.request.Request(  # noqa: S310 - an http URL that the caller made
         management_url.rstrip("/") + "/api/overview", headers={"Authorization": f"Basic {token}"}
     )
-    opener = urllib.request.build_opener(
-        urllib.request.ProxyHandler({})
-    )  # a proxy has no business on loopback
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy has no business on loopback
     try:
         with opener.open(request, timeout=timeout) as response:
             answer = json.load(response)

@@ -72,9 +72,7 @@ class PrivateNode:
         self._wanted = (port, management_port)
         self._with_prometheus = prometheus
         self._start_timeout = start_timeout
-        self._ports: tuple[int, int, int, int, int] | None = (
-            None  # AMQP, management, distribution, epmd, prometheus
-        )
+        self._ports: tuple[int, int, int, int, int] | None = None  # AMQP, management, distribution, epmd, prometheus
         self._server: subprocess.Popen[bytes] | None = None
         self._epmd: subprocess.Popen[bytes] | None = None
         self._reaper: subprocess.Popen[bytes] | None = None
@@ -157,9 +155,7 @@ class PrivateNode:
         _kill_group(server)
         self._tell_reaper()
         deadline = time.monotonic() + 10
-        while (
-            self._ports and not all(is_free(port) for port in self._ports[:3]) and time.monotonic() < deadline
-        ):
+        while self._ports and not all(is_free(port) for port in self._ports[:3]) and time.monotonic() < deadline:
             time.sleep(_POLL)
 
     def ctl(self, *arguments: str, timeout: float = 60.0) -> str:
@@ -172,9 +168,7 @@ class PrivateNode:
         except subprocess.TimeoutExpired:
             raise BrokerCommandFailed(f"rabbitmqctl {arguments[0]} did not end in {timeout:g} s") from None
         if done.returncode:
-            raise BrokerCommandFailed(
-                f"rabbitmqctl {' '.join(arguments)}: {(done.stderr or done.stdout).strip()}"
-            )
+            raise BrokerCommandFailed(f"rabbitmqctl {' '.join(arguments)}: {(done.stderr or done.stdout).strip()}")
         return done.stdout
 
     def close(self) -> None:
@@ -226,9 +220,7 @@ class PrivateNode:
             except OSError:
                 self._lock.close()
                 self._lock = None
-                raise BrokerUnavailable(
-                    f"another private node runs in {self._directory}: stop it first"
-                ) from None
+                raise BrokerUnavailable(f"another private node runs in {self._directory}: stop it first") from None
         cookie = self._directory / "home" / ".erlang.cookie"
         if not cookie.exists():
             cookie.touch(mode=0o600)
@@ -273,11 +265,7 @@ class PrivateNode:
         while time.monotonic() < deadline:
             if server.poll() is not None:
                 tail = self.log_tail()
-                kind = (
-                    _PortTaken
-                    if "eaddrinuse" in tail or "address already in use" in tail
-                    else BrokerUnavailable
-                )
+                kind = _PortTaken if "eaddrinuse" in tail or "address already in use" in tail else BrokerUnavailable
                 raise kind(f"RabbitMQ did not start (exit status {server.returncode}); its log ends:\n{tail}")
             # AMQP last: the node opens its listeners only when everything else is up.
             if answer := overview(self.management_url, "guest", "guest"):
@@ -332,9 +320,7 @@ class PrivateNode:
         if self._epmd is not None and self._epmd.poll() is None:
             return
         port = self._port(3)
-        self._epmd = self._spawn(
-            [str(self._epmd_program), "-port", str(port)], self._environment(), subprocess.DEVNULL
-        )
+        self._epmd = self._spawn([str(self._epmd_program), "-port", str(port)], self._environment(), subprocess.DEVNULL)
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
             if self._epmd.poll() is not None:

@@ -11,8 +11,10 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from producers.orders import OrderBook, job_id_of
 from producers.producer import Producer
 from topology.contract import JobType
+from topology.envelope import Message
 from topology.errors import ProducerClosed
 from topology.settings import Settings
 
@@ -29,6 +31,7 @@ class BlockingProducer:
 
     def __init__(self, settings: Settings | None = None) -> None:
         self._settings = settings or Settings.from_env()
+        self._orders = OrderBook(self._settings)
         self._lock = threading.Lock()
         self._closed = False
         self._engine: _Engine | None = None
@@ -54,19 +57,17 @@ class BlockingProducer:
         timeout: float | None = None,
     ) -> str:
         """As `Producer.enqueue`; returns when the broker has confirmed."""
-        engine = self._running()
-        return engine.call(
-            engine.producer.enqueue(
-                job_type,
-                payload,
-                priority=priority,
-                delay=delay,
-                at=at,
-                key=key,
-                correlation_id=correlation_id,
-                timeout=timeout,
-            )
+        message = self._orders.message(
+            job_type,
+            payload,
+            priority=priority,
+            delay=delay,
+            at=at,
+            key=key,
+            correlation_id=correlation_id,
         )
+        self._running().publish(message, self._settings.publish_timeout if timeout is None else timeout)
+        return job_id_of(message)
 
     def enqueue_many(
         self,
@@ -81,7 +82,7 @@ class BlockingProducer:
     ) -> list[str]:
         """As `Producer.enqueue_many`; the payloads are read in the calling thread before the first is sent."""
         engine = self._running()
-        return engine.call(
+        ids: list[str] = engine.call(
             engine.producer.enqueue_many(
                 job_type,
                 list(payloads),
@@ -92,6 +93,7 @@ class BlockingProducer:
                 timeout=timeout,
             )
         )
+        return ids
 
     def close(self) -> None:
         """Waits until all is confirmed, up to the publish timeout, and ends the thread. May be called twice."""
@@ -121,11 +123,24 @@ class _Engine:
         self._loop = _new_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="hareline producer", daemon=True)
         self._thread.start()
-        self.producer = self.call(self._open(settings))
+        self.producer = Producer(settings)
+        self.call(self.producer.open())
 
-    @staticmethod
-    async def _open(settings: Settings) -> Producer:
-        return await Producer(settings).__aenter__()
+    def publish(self, message: Message, timeout: float) -> None:
+        """Publishes one message and waits for its confirm: one hop into the loop, one back, no task in between."""
+        result: Future[None] = Future()
+
+        def send() -> None:
+            sent = self.producer.send(message, timeout)
+            sent.add_done_callback(lambda done: _pass_on(done, result))
+            result.add_done_callback(lambda waited: waited.cancelled() and self._loop.call_soon_threadsafe(sent.cancel))
+
+        self._loop.call_soon_threadsafe(send)
+        try:
+            result.result()
+        except BaseException:
+            result.cancel()
+            raise
 
     def call(self, work: Any) -> Any:
         """Runs a coroutine in the loop and waits for it; an interrupt (Ctrl-C) cancels it."""
@@ -141,6 +156,16 @@ class _Engine:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+def _pass_on(done: asyncio.Future[None], result: Future[None]) -> None:
+    if done.cancelled() or not result.set_running_or_notify_cancel():
+        return
+    error = done.exception()
+    if error is None:
+        result.set_result(None)
+    else:
+        result.set_exception(error)
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

@@ -91,3 +91,9 @@ def _checked(name: str, text: str) -> str:
     if name == "correlation_id" and len(text.encode()) > _SHORT_STRING:
         raise OptionInvalid(f"{name} has {len(text.encode())} bytes: at most {_SHORT_STRING} fit into a message")
     return text
+
+
+def job_id_of(message: Message) -> str:
+    """The id of the job that a message of the order book's carries."""
+    job_id: str = message.properties.message_id
+    return job_id

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable
 from datetime import datetime
-from itertools import islice
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from producers.orders import OrderBook
+from producers.orders import OrderBook, job_id_of
 from topology.contract import JobType
 from topology.envelope import Message
 from topology.errors import BatchError, EnqueueError
@@ -32,13 +32,21 @@ class Producer:
         self._publisher = Publisher(self._settings)
 
     async def __aenter__(self) -> Self:
-        self._publisher.start()
+        await self.open()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    async def open(self) -> None:
+        """Begins to connect, in the background; jobs may be enqueued at once."""
+        self._publisher.start()
+
+    def send(self, message: Message, timeout: float) -> asyncio.Future[None]:
+        """Publishes a message of the order book's; the future resolves at its confirm. For other producers."""
+        return self._publisher.send(message, timeout)
 
     async def close(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - part of the contract
         """Waits until all is confirmed, up to ``timeout`` seconds (default: the publish timeout), and disconnects."""
@@ -72,7 +80,7 @@ class Producer:
             correlation_id=correlation_id,
         )
         await self._publisher.send(message, self._settings.publish_timeout if timeout is None else timeout)
-        return _id(message)
+        return job_id_of(message)
 
     async def enqueue_many(
         self,
@@ -90,22 +98,21 @@ class Producer:
         ``timeout`` is seconds from the sending of each. Raises BatchError if some were not accepted; it says which.
         The iterable is read as the broker confirms, so it may be long.
         """
-        options = {"priority": priority, "delay": delay, "at": at, "correlation_id": correlation_id}
+        options: dict[str, Any] = {"priority": priority, "delay": delay, "at": at, "correlation_id": correlation_id}
         seconds = self._settings.publish_timeout if timeout is None else timeout
         batch = _Batch()
-        source = iter(payloads)
-        while chunk := list(islice(source, self._settings.max_unconfirmed)):
-            sent: list[tuple[Message, asyncio.Future[None]]] = []
-            for payload in chunk:
-                try:
-                    message = self._orders.message(job_type, payload, **options)
-                except EnqueueError as error:
-                    batch.fail(error)
-                else:
-                    batch.expect()
-                    sent.append((message, self._publisher.send(message, seconds)))
-            await _settled(future for _, future in sent)
-            batch.collect(sent)
+        window = self._settings.max_unconfirmed
+        for payload in payloads:
+            try:
+                message = self._orders.message(job_type, payload, **options)
+            except EnqueueError as error:
+                batch.fail(error)
+                continue
+            batch.expect(message, self._publisher.send(message, seconds))
+            if batch.open >= window:
+                # Half of them are still on their way meanwhile, so the pipeline never runs dry.
+                await batch.collect(window // 2)
+        await batch.collect(batch.open)
         return batch.ids()
 
 
@@ -113,42 +120,36 @@ class _Batch:
     """The outcome of each job of an ``enqueue_many``, in order."""
 
     def __init__(self) -> None:
-        self._outcomes: list[str | EnqueueError | None] = []
-        self._open: list[int] = []
+        self._outcomes: list[str | EnqueueError] = []
+        self._open: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @property
+    def open(self) -> int:
+        """How many are not settled yet."""
+        return len(self._open)
 
     def fail(self, error: EnqueueError) -> None:
+        """The next job of the batch was not even sent."""
         self._outcomes.append(error)
 
-    def expect(self) -> None:
-        self._open.append(len(self._outcomes))
-        self._outcomes.append(None)
+    def expect(self, message: Message, future: asyncio.Future[None]) -> None:
+        """The next job of the batch is on its way."""
+        self._open.append((len(self._outcomes), future))
+        self._outcomes.append(job_id_of(message))
 
-    def collect(self, sent: list[tuple[Message, asyncio.Future[None]]]) -> None:
-        for index, (message, future) in zip(self._open, sent, strict=True):
-            error = future.exception()
-            if error is not None and not isinstance(error, EnqueueError):
-                raise error
-            self._outcomes[index] = error or _id(message)
-        self._open.clear()
+    async def collect(self, count: int) -> None:
+        """Waits for the oldest ``count``. They resolve nearly in order, so this wakes far less often than a gather."""
+        for _ in range(count):
+            index, future = self._open.popleft()
+            try:
+                await future
+            except EnqueueError as error:
+                self._outcomes[index] = error
 
     def ids(self) -> list[str]:
+        """All ids, or BatchError."""
         failed = [(index, item) for index, item in enumerate(self._outcomes) if isinstance(item, EnqueueError)]
         accepted = [item for item in self._outcomes if isinstance(item, str)]
         if failed:
             raise BatchError(accepted, failed)
         return accepted
-
-
-async def _settled(futures: Iterator[asyncio.Future[None]]) -> None:
-    """Waits for each in turn: they resolve nearly in order, so this wakes far less often than a gather."""
-    for future in futures:
-        if not future.done():
-            try:
-                await future
-            except EnqueueError:
-                continue  # collected afterwards, with its place in the batch
-
-
-def _id(message: Message) -> str:
-    job_id: str = message.properties.message_id
-    return job_id

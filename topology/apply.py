@@ -84,9 +84,7 @@ async def apply(spec: Spec, control: Declarer, management: Management | None, se
     plan = difference(spec, await observe(spec, control, management))
     left = list(plan.of_kind("differs", "unfinished"))
     untouched = {change.name for change in left}
-    exchanges: Iterable[Exchange] = (
-        c.target for c in plan.of_kind("create") if isinstance(c.target, Exchange)
-    )
+    exchanges: Iterable[Exchange] = (c.target for c in plan.of_kind("create") if isinstance(c.target, Exchange))
     queues: Iterable[Queue] = (c.target for c in plan.of_kind("create") if isinstance(c.target, Queue))
     bindings: Iterable[Binding] = (c.target for c in plan.of_kind("bind") if isinstance(c.target, Binding))
     if plan.unseen:
@@ -101,9 +99,7 @@ async def apply(spec: Spec, control: Declarer, management: Management | None, se
     if len(problems) == len(left):
         problems += await _errors(bindings, control.bind)
     if problems:
-        raise TopologyError(
-            "the topology is not as the code wants it:\n" + "\n".join(f"  {p}" for p in problems)
-        )
+        raise TopologyError("the topology is not as the code wants it:\n" + "\n".join(f"  {p}" for p in problems))
     return plan
 
 
@@ -142,10 +138,7 @@ async def _observe_all(spec: Spec, management: Management) -> Observed:
     )
     return Observed(
         {e.name: SeenExchange(e.name, e.kind, e.arguments, e.durable) for e in exchanges},
-        {
-            q.name: SeenQueue(q.name, queue_arguments(q.arguments, q.queue_type), q.durable, q.passing)
-            for q in queues
-        },
+        {q.name: SeenQueue(q.name, queue_arguments(q.arguments, q.queue_type), q.durable, q.passing) for q in queues},
         frozenset(info.binding for info in bindings),
     )
 

@@ -90,8 +90,7 @@ def asyncapi(
             "title": title,
             "version": version,
             "description": (
-                f"Publish to exchange '{names.jobs}' with the job type as routing key; the body is the "
-                "payload."
+                f"Publish to exchange '{names.jobs}' with the job type as routing key; the body is the payload."
             ),
         },
         "defaultContentType": envelope.CONTENT_TYPE,
@@ -143,9 +142,7 @@ def _operation(job_type: JobType[Any], names: Names) -> dict[str, Any]:
             f"Consumed from queue '{names.queue(job_type.name)}': at most {job_type.retry.attempts} "
             f"attempts of {job_type.timeout:g} s each, then the dead-letter queue '{names.dlq}'."
         ),
-        "bindings": {
-            "amqp": {"deliveryMode": envelope.PERSISTENT, "ack": True, "bindingVersion": _BINDING_VERSION}
-        },
+        "bindings": {"amqp": {"deliveryMode": envelope.PERSISTENT, "ack": True, "bindingVersion": _BINDING_VERSION}},
     }
 
 

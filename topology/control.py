@@ -234,9 +234,7 @@ class Control:
             except (ArgumentsDiffer, Locked, BrokerUnreachable):
                 raise
             except TopologyError as error:
-                if attempt == _TRIES or isinstance(
-                    error.__cause__, ChannelAccessRefused | ChannelNotFoundEntity
-                ):
+                if attempt == _TRIES or isinstance(error.__cause__, ChannelAccessRefused | ChannelNotFoundEntity):
                     raise
             await asyncio.sleep(0.05 * 2**attempt)
 

@@ -129,8 +129,7 @@ def dot(spec: Spec) -> str:
     for edge in drawn.edges:
         style = ", style=dashed" if edge.dashed else ""
         lines.append(
-            f'    "{_dot_text(edge.start)}" -> "{_dot_text(edge.end)}" '
-            f'[label="{_dot_text(edge.label)}"{style}];'
+            f'    "{_dot_text(edge.start)}" -> "{_dot_text(edge.end)}" [label="{_dot_text(edge.label)}"{style}];'
         )
     return "\n".join([*lines, "}"]) + "\n"
 
@@ -148,18 +147,14 @@ def _ladder_nodes() -> list[Node]:
     longest = ladder.UNIT_MS * 2**last / 1000 / 86400
     return [
         Node("ladder:top", (f"delay level {last}", f"holds {longest:.1f} days"), "ladder"),
-        Node(
-            "ladder:middle", (f"delay levels {last - 1} to 1", "each holds half of the one above"), "ladder"
-        ),
+        Node("ladder:middle", (f"delay levels {last - 1} to 1", "each holds half of the one above"), "ladder"),
         Node("ladder:bottom", ("delay level 0", f"holds {stay}"), "ladder"),
     ]
 
 
 def _queue_words(arguments: Mapping[str, Any]) -> str:
     priorities = arguments.get("x-max-priority")
-    return f"{arguments.get('x-queue-type', 'classic')} queue" + (
-        f", {priorities} priorities" if priorities else ""
-    )
+    return f"{arguments.get('x-queue-type', 'classic')} queue" + (f", {priorities} priorities" if priorities else "")
 
 
 def _edge_label(start: str, end: str, key: str) -> str:

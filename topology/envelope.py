@@ -26,6 +26,7 @@ TRACEBACK: Final = "hareline-traceback"
 ATTEMPTS: Final = "hareline-attempts"
 ORIGIN_QUEUE: Final = "hareline-origin-queue"
 DIED_AT: Final = "hareline-died-at"
+UNDECODABLE: Final = "hareline-undecodable"
 
 # What the broker writes on its way through dead-letter exchanges. A copy that kept them would be dropped as a cycle.
 _BROKER_HEADERS = ("x-death", "x-first-death", "x-last-death", "x-delivery-count", "x-acquired-count")
@@ -143,7 +144,7 @@ class Malformed(Exception):
 
 @dataclass(slots=True)
 class Envelope:
-    """A delivered message, understood. ``attempt`` counts from 1; ``deliveries`` is how often a worker died under it."""
+    """A delivered message, understood. ``attempt`` counts from 1; ``deliveries`` how often a worker died under it."""
 
     job_id: str
     job_type: str
@@ -167,6 +168,8 @@ def open_envelope(properties: BasicProperties, body: bytes, queue_type: str) -> 
     headers = properties.headers or _NO_HEADERS
     attempt = _count(headers, ATTEMPT, 1) if headers else 1
     deliveries = _count(headers, DELIVERIES, 0) + _count(headers, "x-delivery-count", 0) if headers else 0
+    if headers and UNDECODABLE in headers:
+        raise Malformed(f"the message's properties cannot be decoded: {headers[UNDECODABLE]}")
     encoding = properties.content_encoding
     if encoding and encoding.lower() not in {"utf-8", "identity"}:
         raise Malformed(f"content_encoding is '{encoding}': only plain JSON is understood")

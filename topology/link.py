@@ -10,16 +10,19 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import pika
-from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.channel import Channel
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
 
 from topology.capabilities import Capabilities
+from topology.envelope import Message
 from topology.errors import BrokerUnreachable, HarelineError
+from topology.wire import OnDelivery, Wire
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +36,16 @@ def shown(url: str) -> str:
     """A broker URL without its password, for logs and errors."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.hostname}:{parts.port or (5671 if parts.scheme == 'amqps' else 5672)}{parts.path}"
+
+
+def resolver(future: asyncio.Future[T]) -> Callable[[T], None]:
+    """A callback for pika that resolves ``future``, unless it has been given up meanwhile."""
+
+    def resolve(value: T) -> None:
+        if not future.done():
+            future.set_result(value)
+
+    return resolve
 
 
 def _parameters(url: str, name: str) -> pika.URLParameters:
@@ -53,14 +66,14 @@ class Connection:
         self.on_blocked: Callable[[bool], None] | None = None
         self._loop = loop
         self._opened: asyncio.Future[None] = loop.create_future()
-        self._amqp: AsyncioConnection
+        self._amqp: Wire
 
     @classmethod
     async def open(cls, url: str, name: str, timeout: float = CONNECT_TIMEOUT) -> Connection:  # noqa: ASYNC109 - per URL
         """Connects, or raises BrokerUnreachable that names the address and the reason."""
         loop = asyncio.get_running_loop()
         self = cls(loop, url)
-        self._amqp = AsyncioConnection(
+        self._amqp = Wire(
             _parameters(url, name),
             on_open_callback=self._on_open,
             on_open_error_callback=self._on_open_error,
@@ -100,11 +113,19 @@ class Connection:
         opened: asyncio.Future[Channel] = self._loop.create_future()
         if not self._amqp.is_open:
             raise BrokerUnreachable("the connection is closed")
-        self._amqp.channel(on_open_callback=lambda channel: opened.done() or opened.set_result(channel))
+        self._amqp.channel(on_open_callback=resolver(opened))
         await asyncio.wait({opened, self.closed}, return_when=asyncio.FIRST_COMPLETED)
         if not opened.done():
             raise BrokerUnreachable(f"the connection closed: {self.closed.result()}")
         return opened.result()
+
+    def publish(self, channel: Channel, message: Message) -> None:
+        """Sends a message on ``channel``, together with all others of this turn of the event loop."""
+        self._amqp.publish(channel, message)
+
+    def take(self, channel: Channel, on_delivery: OnDelivery) -> None:
+        """Routes the deliveries of ``channel`` to ``on_delivery``."""
+        self._amqp.take(channel.channel_number, on_delivery)
 
     async def exchange_exists(self, name: str) -> bool:
         """A passive declare of an exchange, on a channel of its own since a miss closes it."""
@@ -117,24 +138,25 @@ class Connection:
     async def _exists(self, declare: Callable[[Channel, Callable[[Any], None]], Any]) -> bool:
         channel = await self.channel()
         answer: asyncio.Future[bool] = self._loop.create_future()
+        found = resolver(answer)
 
         def closed(_: Channel, reason: Exception) -> None:
-            if not answer.done():
-                if getattr(reason, "reply_code", 0) == 404:  # noqa: PLR2004 - AMQP's NOT_FOUND
-                    answer.set_result(False)
-                else:
-                    answer.set_exception(BrokerUnreachable(f"the broker refused to look: {_reason(reason)}"))
+            if getattr(reason, "reply_code", 0) == 404:  # noqa: PLR2004 - AMQP's NOT_FOUND
+                found(False)
+            elif not answer.done():
+                answer.set_exception(BrokerUnreachable(f"the broker refused to look: {_reason(reason)}"))
 
         channel.add_on_close_callback(closed)
-        declare(channel, lambda _: answer.done() or answer.set_result(True))
-        found = await answer
+        declare(channel, lambda _: found(True))
+        exists = await answer
         if channel.is_open:
             channel.close()
-        return found
+        return exists
 
     async def close(self) -> None:
         """Closes in an orderly way, within a few seconds; afterwards ``closed`` is resolved."""
         if self._amqp.is_open:
+            self._amqp.flush()
             self._amqp.close()
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT):
@@ -259,4 +281,4 @@ class Link:
             logger.warning("no broker reachable (%s); trying again until one is", error)
 
 
-_PAUSE = wait_exponential_jitter(initial=0.05, max=5.0, jitter=0.1)
+_PAUSE = wait_exponential_jitter(multiplier=0.05, max=5.0, jitter=0.1)

@@ -176,8 +176,7 @@ class Management:
             ) from error
         except ValueError as error:
             raise ManagementError(
-                f"what answers at {self.address} is not RabbitMQ's management API: check "
-                "HARELINE_MANAGEMENT_URL"
+                f"what answers at {self.address} is not RabbitMQ's management API: check HARELINE_MANAGEMENT_URL"
             ) from error
 
     def _refused(self, error: HTTPError) -> ManagementError:
@@ -192,9 +191,7 @@ class Management:
                 f"to virtual host '{self.vhost}'"
             )
         if error.code == _NOT_FOUND:
-            return ManagementError(
-                f"{what}: is there a virtual host '{self.vhost}', and is the URL's path right?"
-            )
+            return ManagementError(f"{what}: is there a virtual host '{self.vhost}', and is the URL's path right?")
         return ManagementError(what)
 
 

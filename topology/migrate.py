@@ -194,9 +194,9 @@ class _Migration:
 
     async def look(self) -> None:
         """Finds out whether there is anything to do, and refuses what cannot be begun. Changes nothing."""
-        self._resumed = await self._control.exchange_exists(
+        self._resumed = await self._control.exchange_exists(self._temporary) or await self._control.queue_exists(
             self._temporary
-        ) or await self._control.queue_exists(self._temporary)
+        )
         state = await self._state()
         self.needed = self._resumed or state == "differs"
         if state == "differs":
@@ -312,9 +312,7 @@ class _Migration:
         await self._control.declare_queue(self._queue)
         self._tell("declared")
         bound = await self._bindings_of(self._temporary)
-        for info in {
-            (info.binding): info for info in (*self._wanted, *self._pointed_at(self._name, bound))
-        }.values():
+        for info in {(info.binding): info for info in (*self._wanted, *self._pointed_at(self._name, bound))}.values():
             await self._control.bind(info.binding, dict(info.arguments))
         await self._control.bind(self._within(self._name))
         await self._control.unbind(self._within(self._temporary))
@@ -333,8 +331,7 @@ class _Migration:
             moved += count
         if consumers := await self._consumers(self._temporary):
             raise TopologyError(
-                f"{self._temporary}: {consumers} consumers are attached: stop whoever uses it, then "
-                "run it again"
+                f"{self._temporary}: {consumers} consumers are attached: stop whoever uses it, then run it again"
             )
         self._tell("refilled", moved, moved)
         return moved
@@ -378,8 +375,7 @@ class _Migration:
         if consumers := await self._consumers(self._name):
             who = self._queue.job_type or self._name
             raise TopologyError(
-                f"{self._name}: {consumers} consumers are attached: stop the workers of {who} first, "
-                "then run it again"
+                f"{self._name}: {consumers} consumers are attached: stop the workers of {who} first, then run it again"
             )
 
     async def _consumers(self, queue: str) -> int:

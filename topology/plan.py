@@ -181,9 +181,7 @@ def queue_difference(queue: Queue, seen: SeenQueue) -> str | None:
 def queue_arguments(arguments: Mapping[str, Any], queue_type: str | None) -> dict[str, Any]:
     """A queue's arguments as seen, with the type that the broker reports apart from them."""
     return (
-        dict(arguments)
-        if "x-queue-type" in arguments or not queue_type
-        else {**arguments, "x-queue-type": queue_type}
+        dict(arguments) if "x-queue-type" in arguments or not queue_type else {**arguments, "x-queue-type": queue_type}
     )
 
 
@@ -191,9 +189,7 @@ def _exchange_changes(spec: Spec, observed: Observed) -> Iterator[Change]:
     for exchange in spec.exchanges:
         seen = observed.exchanges.get(exchange.name)
         if seen is None:
-            yield Change(
-                "create", "exchange", exchange.name, f"{exchange.kind}{_with(exchange.arguments)}", exchange
-            )
+            yield Change("create", "exchange", exchange.name, f"{exchange.kind}{_with(exchange.arguments)}", exchange)
         elif found := _exchange_difference(exchange, seen):
             yield Change(
                 "differs",
@@ -226,9 +222,7 @@ def _queue_changes(spec: Spec, observed: Observed, unfinished: frozenset[str]) -
             rest = {name: value for name, value in queue.arguments.items() if name != "x-queue-type"}
             yield Change("create", "queue", queue.name, f"{kind}{_with(rest)}", queue)
         elif found := queue_difference(queue, seen):
-            yield Change(
-                "differs", "queue", queue.name, f"{found}. `hareline topology migrate` replaces it", queue
-            )
+            yield Change("differs", "queue", queue.name, f"{found}. `hareline topology migrate` replaces it", queue)
 
 
 def _binding_changes(spec: Spec, observed: Observed, unfinished: frozenset[str]) -> Iterator[Change]:

@@ -26,7 +26,7 @@ from topology.errors import (
     Refused,
     Unroutable,
 )
-from topology.link import Connection, Link
+from topology.link import Connection, Link, resolver
 from topology.settings import Settings
 
 NO_ROUTE = 312
@@ -57,6 +57,7 @@ class Publisher:
         self._settings = settings
         self._limit = settings.max_unconfirmed
         self._link = Link(settings.broker_urls, f"hareline {name}", on_up=self._up, on_down=self._down)
+        self._connection: Connection | None = None
         self._channel: Channel | None = None
         self._blocked = False
         self._waiting: deque[_Pending] = deque()
@@ -134,14 +135,12 @@ class Publisher:
         return not self._blocked and len(self._unconfirmed) < self._limit
 
     def _transmit(self, pending: _Pending) -> None:
-        message = pending.message
         pending.sent = True
         self._unconfirmed[self._next_tag] = pending
         self._next_tag += 1
         assert self._channel is not None
-        self._channel.basic_publish(
-            message.exchange, message.routing_key, message.body, message.properties, message.mandatory
-        )
+        assert self._connection is not None
+        self._connection.publish(self._channel, pending.message)
 
     def _pump(self) -> None:
         """Sends what waits, oldest first, as far as the window and the broker allow."""
@@ -204,13 +203,13 @@ class Publisher:
         channel = await connection.channel()
         channel.add_on_close_callback(self._on_channel_closed)
         channel.add_on_return_callback(self._on_return)
-        selected: asyncio.Future[object] = self._loop.create_future()
-        channel.confirm_delivery(self._on_confirm, lambda frame: selected.done() or selected.set_result(frame))
+        selected: asyncio.Future[Any] = self._loop.create_future()
+        channel.confirm_delivery(self._on_confirm, resolver(selected))
         await asyncio.wait({selected, connection.closed}, return_when=asyncio.FIRST_COMPLETED)
         if selected.done():
             self._returned.clear()
             self._lowest = self._next_tag = 1
-            self._channel = channel
+            self._connection, self._channel = connection, channel
             self._pump()
 
     def _on_blocked(self, blocked: bool) -> None:
@@ -219,7 +218,7 @@ class Publisher:
             self._pump()
 
     def _down(self, _: str) -> None:
-        self._channel = None
+        self._connection = self._channel = None
         self._blocked = False
         self._wait_again()
 
@@ -284,7 +283,9 @@ class Publisher:
     def _overdue(self, pending: _Pending) -> PublishError:
         job = f"job {pending.message.properties.message_id}"
         if self._blocked:
-            return BrokerBlocked(f"{job}: the broker takes no messages (memory or disk alarm); see 'rabbitmqctl status'")
+            return BrokerBlocked(
+                f"{job}: the broker takes no messages (memory or disk alarm); see 'rabbitmqctl status'"
+            )
         if self._channel is None:
             return ConnectionLost(f"{job}: {self._link.last_error}")
         if pending.sent:

@@ -12,7 +12,7 @@ from pika.spec import BasicProperties
 
 from topology.acks import Acks
 from topology.errors import BrokerUnreachable
-from topology.link import Connection
+from topology.link import Connection, resolver
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +76,7 @@ class Subscription:
         channel = await self._connection.channel()
         self._channel = channel
         self.acks = Acks(channel, asyncio.get_running_loop())
+        self._connection.take(channel, self._deliver)
         channel.add_on_close_callback(lambda _, reason: self._end(f"channel closed: {reason}"))
         channel.add_on_cancel_callback(lambda _: self._end("the broker cancelled the consumer"))
         await self._answered(lambda done: channel.basic_qos(prefetch_count=self._prefetch, callback=done))
@@ -85,7 +86,7 @@ class Subscription:
         """Consumes (again). Does nothing on a channel that is gone."""
         channel = self._channel
         if channel is not None and channel.is_open and self._tag is None:
-            self._tag = channel.basic_consume(self.queue, self._deliver)
+            self._tag = channel.basic_consume(self.queue, _never)
             # Nothing to wait for: a refusal closes the channel, and on_lost says so.
 
     async def pause(self) -> None:
@@ -100,17 +101,21 @@ class Subscription:
 
     async def _answered(self, ask: Callable[[Callable[[Any], None]], Any]) -> None:
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        ask(lambda frame: answer.done() or answer.set_result(frame))
+        ask(resolver(answer))
         await asyncio.wait({answer, self._connection.closed}, return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
             raise BrokerUnreachable(f"the connection closed: {self._connection.closed.result()}")
 
-    def _deliver(self, _: Channel, method: Any, properties: BasicProperties, body: bytes) -> None:
-        self.acks.open(method.delivery_tag)
-        self._on_delivery(Delivery(self, method.delivery_tag, method.redelivered, properties, body))
+    def _deliver(self, tag: int, redelivered: bool, properties: BasicProperties, body: bytes) -> None:
+        self.acks.open(tag)
+        self._on_delivery(Delivery(self, tag, redelivered, properties, body))
 
     def _end(self, reason: str) -> None:
         if not self._ended and self._connection.is_open:
             self._ended = True
             self._tag = None
             self._on_lost(self, reason)
+
+
+def _never(*_: Any) -> None:
+    raise AssertionError("the wire takes this channel's deliveries")

@@ -89,9 +89,7 @@ async def _next_batch(
                 return []
             continue
         return batch + _arrived(arrivals)
-    raise TopologyError(
-        f"the broker has messages in {source} but delivers none: look at the queue's state there"
-    )
+    raise TopologyError(f"the broker has messages in {source} but delivers none: look at the queue's state there")
 
 
 def _arrived(arrivals: asyncio.Queue[DeliveredMessage]) -> list[DeliveredMessage]:

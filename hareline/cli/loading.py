@@ -28,7 +28,9 @@ def load_app(reference: str | None) -> App:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
-        raise SettingsError(f"HARELINE_APP is '{reference}': no module '{error.name}' in {here} or on the path") from None
+        raise SettingsError(
+            f"HARELINE_APP is '{reference}': no module '{error.name}' in {here} or on the path"
+        ) from None
     app = getattr(module, attribute, None)
     if not isinstance(app, App):
         found = "nothing" if app is None else f"a {type(app).__name__}"

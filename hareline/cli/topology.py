@@ -69,9 +69,7 @@ def topology() -> None:
 
 
 def _app_option(command: F) -> F:
-    return click.option("--app", metavar="MODULE:ATTRIBUTE", help="Your App; by default HARELINE_APP.")(
-        command
-    )
+    return click.option("--app", metavar="MODULE:ATTRIBUTE", help="Your App; by default HARELINE_APP.")(command)
 
 
 def _json_option(command: F) -> F:
@@ -95,10 +93,8 @@ def _strict_option(command: F) -> F:
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 @click.option("--asyncapi", is_flag=True, help="Print an AsyncAPI 3 document of the job types instead.")
 @click.option("--schemas", is_flag=True, help="Print the JSON Schema of every payload instead.")
-@click.option(
-    "--broker-version", metavar="X.Y", help="Show what a broker of this version needs; asks no broker."
-)
-def show(  # noqa: PLR0917 - click passes them by name
+@click.option("--broker-version", metavar="X.Y", help="Show what a broker of this version needs; asks no broker.")
+def show(
     app: str | None, form: str, as_json: bool, asyncapi: bool, schemas: bool, broker_version: str | None
 ) -> None:
     """Show what the code wants on the broker, which depends on the broker's version."""
@@ -294,9 +290,7 @@ def _text(spec: Spec, capabilities: Capabilities) -> list[str]:
         if exchange.name not in levels
     ]
     lines += ["", "Queues"]
-    lines += [
-        f"  {queue.name} {_words(queue.arguments)}" for queue in spec.queues if queue.name not in levels
-    ]
+    lines += [f"  {queue.name} {_words(queue.arguments)}" for queue in spec.queues if queue.name not in levels]
     shortest = format_duration(ladder.UNIT_MS / 1000)
     levels_line = (
         f"Delay ladder: {ladder.LEVELS} exchanges and queues, {names.level(0)} ({shortest}) to "

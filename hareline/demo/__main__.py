@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import shutil
 import signal
@@ -20,23 +21,17 @@ from hareline.broker import Broker, BrokerUnavailable, find_broker
 from hareline.demo.ledger import Ledger
 from hareline.demo.plan import plan
 from hareline.demo.run import STEADY_RATE, Finding, Run
-from hareline.demo.screen import Screen, final_table, legend, reasons_table, times, where
+from hareline.demo.screen import Screen, deaths_table, final_table, legend, times, where
 from hareline.demo.workers import WorkersFailed
 from topology.errors import HarelineError
 from topology.settings import Settings
 
 
 @click.command()
-@click.option(
-    "--jobs", default=3000, show_default=True, type=click.IntRange(50, 100_000), help="How many, about."
-)
+@click.option("--jobs", default=3000, show_default=True, type=click.IntRange(50, 100_000), help="How many, about.")
 @click.option("--keep", is_flag=True, help="Leave the broker and the workers running until Ctrl-C.")
-@click.option(
-    "--workers", default=1, show_default=True, type=click.IntRange(1, 16), help="Processes per job type."
-)
-@click.option(
-    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the numbers there."
-)
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 16), help="Processes per job type.")
+@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the numbers there.")
 def main(jobs: int, keep: bool, workers: int, json_path: Path | None) -> None:
     """Publishes a few thousand real jobs, some of which fail, and shows what became of every one."""
     console = Console(highlight=False)
@@ -48,6 +43,7 @@ def main(jobs: int, keep: bool, workers: int, json_path: Path | None) -> None:
             good = Demo(console, broker, directory, jobs, workers).run(keep=keep, json_path=json_path)
     except KeyboardInterrupt:
         console.print("stopped", style="yellow")
+        shutil.rmtree(directory / "logs", ignore_errors=True)
         good = False
     except (BrokerUnavailable, HarelineError, WorkersFailed) as error:
         console.print(f"the demo failed: {error}", style="red", markup=False)
@@ -56,6 +52,8 @@ def main(jobs: int, keep: bool, workers: int, json_path: Path | None) -> None:
     finally:
         for part in ("media", "errands"):
             shutil.rmtree(directory / part, ignore_errors=True)
+        with contextlib.suppress(OSError):  # the logs are left for whoever wants to see them
+            directory.rmdir()
     sys.exit(0 if good else 1)
 
 
@@ -84,9 +82,7 @@ class Demo:
         """Whether everything went as planned."""
         screen = Screen(self._console, self._ledger, len(self._jobs))
         screen.step(f"broker: {self._broker.source}")
-        run = Run(
-            self._jobs, self._settings, self._directory, screen, self._ledger, workers_per_type=self._workers
-        )
+        run = Run(self._jobs, self._settings, self._directory, screen, self._ledger, workers_per_type=self._workers)
 
         async def linger(finding: Finding) -> None:
             self._conclude(finding, json_path)
@@ -99,16 +95,11 @@ class Demo:
     def _conclude(self, finding: Finding, json_path: Path | None) -> bool:
         ledger, console = self._ledger, self._console
         rows = list(ledger.rows())
-        examples = {
-            (entry.planned.job_type.name, entry.letter.reason): entry.letter.error
-            for entry in ledger.entries.values()
-            if entry.letter is not None
-        }
         console.print()
-        console.print(final_table(rows))
+        console.print(final_table(rows, console.width))
         console.print(legend(STEADY_RATE))
         console.print()
-        console.print(reasons_table(ledger.reasons(), examples))
+        console.print(deaths_table(ledger.deaths()))
         good = finding.is_good(ledger)
         self._verdict(good, finding)
         console.print(where(self._directory / "logs"), markup=False, soft_wrap=True)
@@ -155,7 +146,7 @@ class Demo:
             **asdict(finding),
             "total": total,
             "job_types": rows,
-            "dead_letters": self._ledger.reasons(),
+            "dead_letters": [asdict(deaths) for deaths in self._ledger.deaths()],
             "lost": self._ledger.lost,
             "astray": self._ledger.astray,
         }

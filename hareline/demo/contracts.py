@@ -4,23 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pydantic import BaseModel
-
 from consumers.jobs.email import send_email as shipped_email
 from consumers.jobs.http import sync_document as shipped_sync
 from consumers.jobs.media import make_thumbnail as shipped_thumbnail
-from topology.contract import JobType, Retry
-
-
-class Errand(BaseModel):
-    """Writes one line to a file; a poisoned one kills the worker instead, as a crash in a C library would."""
-
-    poisoned: bool = False
-
+from hareline.demo.errand import run_errand
+from topology.contract import Retry
 
 send_email = replace(shipped_email, retry=Retry(attempts=5, base=0.5), priority=True)
 make_thumbnail = replace(shipped_thumbnail, retry=Retry(attempts=3, base=0.5))
 sync_document = replace(shipped_sync, retry=Retry(attempts=5, base=0.5))
-run_errand = JobType("demo.poison", Errand, retry=Retry(attempts=3, base=0.5), timeout=10.0, delivery_limit=3)
 
 JOB_TYPES = (send_email, make_thumbnail, sync_document, run_errand)

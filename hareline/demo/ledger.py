@@ -43,9 +43,7 @@ class Entry:
     @property
     def is_as_planned(self) -> bool:
         """Whether it ended where it had to, and only there."""
-        return (self.is_done, self.is_dead) == (
-            (True, False) if self.planned.end == "done" else (False, True)
-        )
+        return (self.is_done, self.is_dead) == ((True, False) if self.planned.end == "done" else (False, True))
 
     @property
     def repeats(self) -> int:
@@ -78,6 +76,17 @@ class Row:
     p50: float | None
     p99: float | None
     longest: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Deaths:
+    """Jobs in the dead-letter queue with one job type, reason and trouble; ``error`` is the text of one."""
+
+    job_type: str
+    reason: str
+    trouble: str
+    count: int
+    error: str
 
 
 class Ledger:
@@ -155,14 +164,14 @@ class Ledger:
         """How many jobs had their effect, but no worker has reported that they are settled."""
         return sum(entry.is_done and not entry.reported_done for entry in self.entries.values())
 
-    def reasons(self) -> dict[str, dict[str, int]]:
-        """Per job type, how many are in the dead-letter queue for what reason."""
-        found: dict[str, dict[str, int]] = {}
+    def deaths(self) -> list[Deaths]:
+        """What is in the dead-letter queue, by job type, reason and what was wrong with the job."""
+        found: dict[tuple[str, str, str], list[DeadLetter]] = {}
         for entry in self.entries.values():
             if entry.letter is not None:
-                reasons = found.setdefault(entry.planned.job_type.name, {})
-                reasons[entry.letter.reason] = reasons.get(entry.letter.reason, 0) + 1
-        return found
+                key = (entry.planned.job_type.name, entry.letter.reason, entry.planned.trouble)
+                found.setdefault(key, []).append(entry.letter)
+        return [Deaths(*key, len(letters), letters[0].error) for key, letters in sorted(found.items())]
 
     def rows(self) -> Iterator[Row]:
         """One per job type, then the sum of all."""

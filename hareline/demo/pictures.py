@@ -12,9 +12,7 @@ from PIL import Image, ImageDraw
 def draw(seed: int, size: tuple[int, int] = (960, 640)) -> Image.Image:
     """A picture of gradients and circles; the same for the same ``seed``."""
     chance = random.Random(seed)  # noqa: S311 - a picture, not a secret
-    bands = [
-        Image.linear_gradient("L").rotate(chance.choice((0, 90, 180, 270))).resize(size) for _ in range(3)
-    ]
+    bands = [Image.linear_gradient("L").rotate(chance.choice((0, 90, 180, 270))).resize(size) for _ in range(3)]
     image = Image.merge("RGB", bands)
     pen = ImageDraw.Draw(image)
     for _ in range(12):

@@ -12,7 +12,8 @@ from pydantic import BaseModel
 from consumers.jobs.email import Email
 from consumers.jobs.http import Sync
 from consumers.jobs.media import Thumbnail
-from hareline.demo.contracts import Errand, make_thumbnail, run_errand, send_email, sync_document
+from hareline.demo.contracts import make_thumbnail, send_email, sync_document
+from hareline.demo.errand import Errand, run_errand
 from topology.contract import JobType
 
 Phase = Literal["steady", "burst"]

@@ -19,7 +19,7 @@ from hareline.demo.world import World
 from producers.producer import Producer
 from topology.settings import Settings
 
-STEADY_RATE: Final = 100.0
+STEADY_RATE: Final = 75.0
 """Jobs per second in the steady phase: below what the workers can do, so that latency shows no backlog."""
 DEADLINE: Final = 180.0
 _TICK: Final = 0.2
@@ -82,15 +82,11 @@ class Run:
                 if remove:
                     await watch.remove_topology()
 
-    async def _with_workers(
-        self, watch: Watch, began: float, linger: Callable[[Finding], Any] | None
-    ) -> Finding:
+    async def _with_workers(self, watch: Watch, began: float, linger: Callable[[Finding], Any] | None) -> Finding:
         try:
             async with watch.reports(self._ledger.report), self._workers().running() as workers:
                 await self._up(watch)
-                self._screen.step(
-                    f"{workers.count} worker processes are up, {self._workers_per_type} per job type"
-                )
+                self._screen.step(f"{workers.count} worker processes are up, {self._workers_per_type} per job type")
                 await self._publish_and_follow(watch, workers)
                 await self._until(lambda: self._ledger.unreported == 0, _LAST_REPORTS)
                 if linger is None:
@@ -115,7 +111,6 @@ class Run:
             **self._world.environment,
             "HARELINE_BROKER_URL": ",".join(self._settings.broker_urls),
             "HARELINE_NAMESPACE": self._settings.namespace,
-            "HARELINE_APP": "hareline.demo.app:app",
         }
         if self._settings.management_url:
             environment["HARELINE_MANAGEMENT_URL"] = self._settings.management_url

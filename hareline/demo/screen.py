@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import textwrap
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -17,10 +18,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hareline.demo.ledger import Ledger, Row
+from hareline.demo.ledger import Deaths, Ledger, Row
 from hareline.demo.workers import Workers
 
 _LINE_EVERY: Final = 5.0
+_DRAW_EVERY: Final = 0.5
 
 
 class Screen:
@@ -31,8 +33,8 @@ class Screen:
         self._ledger = ledger
         self._total = total
         self._live: Live | None = None
-        self._stage = ""
         self._next_line = 0.0
+        self._next_drawing = 0.0
         self._began = time.monotonic()
 
     def step(self, text: str) -> None:
@@ -53,7 +55,10 @@ class Screen:
                 self._live = None
 
     def update(self, stage: str, workers: Workers) -> None:
-        """Draws the books as they are now."""
+        """Draws the books as they are now, twice a second at most."""
+        if time.monotonic() < self._next_drawing:
+            return
+        self._next_drawing = time.monotonic() + _DRAW_EVERY
         rows = list(self._ledger.rows())
         if self._live is not None:
             self._live.update(self._picture(rows, stage, workers))
@@ -74,9 +79,7 @@ class Screen:
         for row in rows:
             under_way = row.published - row.done - row.dead
             numbers = (row.published, row.done, row.retried, row.dead, max(under_way, 0))
-            table.add_row(
-                row.name, *(f"{number:,}" for number in numbers), style="bold" if row.name == "all" else ""
-            )
+            table.add_row(row.name, *(f"{number:,}" for number in numbers), style="bold" if row.name == "all" else "")
         settled = rows[-1].done + rows[-1].dead
         line = Table.grid(padding=(0, 1))
         line.add_row(
@@ -95,24 +98,25 @@ class Screen:
         return f"{workers.count} worker processes"
 
 
-def final_table(rows: Iterable[Row]) -> Table:
-    """What became of every job."""
-    table = Table(box=box.ROUNDED, header_style="bold", title="What became of every job", title_style="bold")
-    table.add_column("job type", style="cyan", no_wrap=True)
-    headings = (
-        "published",
-        "done",
-        "retried",
-        "in the DLQ",
-        "lost",
-        "ran twice",
-        "jobs/s",
-        "p50",
-        "p99",
-        "longest",
+_HEADINGS: Final = "published,done,retried,in the DLQ,lost,ran twice,jobs/s,p50,p99,longest".split(",")
+_NARROW_HEADINGS: Final = "pub-\nlished,done,re-\ntried,DLQ,lost,ran\ntwice,jobs/s,p50,p99,long-\nest".split(",")
+_FULL_WIDTH: Final = 118
+
+
+def final_table(rows: Iterable[Row], width: int) -> Table:
+    """What became of every job, drawn for a terminal of ``width`` columns; 80 are enough."""
+    narrow = width < _FULL_WIDTH
+    table = Table(
+        box=box.SIMPLE_HEAD if narrow else box.ROUNDED,
+        padding=0 if narrow else (0, 1),
+        pad_edge=not narrow,
+        header_style="bold",
+        title="What became of every job",
+        title_style="bold",
     )
-    for heading in headings:
-        table.add_column(heading, justify="right")
+    table.add_column("job type", style="cyan", no_wrap=True, vertical="bottom")
+    for heading in _NARROW_HEADINGS if narrow else _HEADINGS:
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         if row.name == "all":
             table.add_section()
@@ -141,21 +145,17 @@ def legend(rate: float) -> Text:
     )
 
 
-def reasons_table(reasons: dict[str, dict[str, int]], examples: dict[tuple[str, str], str]) -> Table:
+def deaths_table(deaths: Sequence[Deaths]) -> Table:
     """Why jobs are in the dead-letter queue, with an example of each."""
     table = Table(box=box.SIMPLE_HEAD, title="The dead-letter queue", title_style="bold", pad_edge=False)
-    lines = [
-        (job_type, reason, count)
-        for job_type in reasons
-        for reason, count in sorted(reasons[job_type].items())
-    ]
-    # Only the example gives way on a narrow terminal.
-    table.add_column("job type", style="cyan", min_width=max((len(line[0]) for line in lines), default=0))
-    table.add_column("reason", min_width=max((len(line[1]) for line in lines), default=0))
-    table.add_column("jobs", justify="right", min_width=4)
-    table.add_column("for example", overflow="ellipsis", no_wrap=True, style="dim")
-    for job_type, reason, count in lines:
-        table.add_row(job_type, reason, f"{count:,}", escape(examples[job_type, reason]))
+    table.add_column("job type", style="cyan", no_wrap=True)
+    table.add_column("reason", no_wrap=True)
+    table.add_column("jobs", justify="right", no_wrap=True)
+    table.add_column("for example", style="dim")
+    for line in deaths:
+        table.add_row(
+            line.job_type, line.reason, f"{line.count:,}", escape(textwrap.shorten(line.error, 70, placeholder=" ..."))
+        )
     return table
 
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from hareline.demo.contracts import JOB_TYPES
 from topology import envelope
@@ -15,9 +15,6 @@ from topology.apply import apply
 from topology.control import Control
 from topology.settings import Settings
 from topology.spec import Spec, derive
-
-if TYPE_CHECKING:
-    from aiormq.abc import DeliveredMessage
 
 OnReport = Callable[[dict[str, Any]], None]
 _PATIENCE: Final = 15.0
@@ -65,7 +62,7 @@ class Watch:
     async def reports(self, on_report: OnReport) -> AsyncIterator[None]:
         """Calls ``on_report`` with every event that workers report, as a dictionary, during the block."""
 
-        async def take(message: DeliveredMessage) -> None:
+        async def take(message: Any) -> None:
             for event in json.loads(message.body)["events"]:
                 on_report(event)
 
@@ -82,11 +79,7 @@ class Watch:
 
     async def waiting(self) -> int:
         """How many jobs wait in queues and on the delay ladder."""
-        found = [
-            await self._control.counts(queue.name)
-            for queue in self._spec.queues
-            if queue.name != self._names.dlq
-        ]
+        found = [await self._control.counts(queue.name) for queue in self._spec.queues if queue.name != self._names.dlq]
         return sum(counts.ready for counts in found if counts is not None)
 
     async def dead_letters(self) -> list[DeadLetter]:
@@ -96,7 +89,7 @@ class Watch:
         letters: list[DeadLetter] = []
         complete = asyncio.Event()
 
-        async def take(message: DeliveredMessage) -> None:
+        async def take(message: Any) -> None:
             letters.append(_letter(message))
             if len(letters) >= expected:
                 complete.set()
@@ -117,7 +110,7 @@ class Watch:
         return found
 
 
-def _letter(message: DeliveredMessage) -> DeadLetter:
+def _letter(message: Any) -> DeadLetter:
     properties = message.header.properties
     headers = properties.headers or {}
     reason = headers.get(envelope.REASON) or headers.get("x-first-death-reason") or "unknown"

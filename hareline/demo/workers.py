@@ -15,13 +15,19 @@ from typing import Final
 from hareline.demo.contracts import JOB_TYPES
 
 CONCURRENCY: Final = {"email.send": 20, "http.sync": 20, "media.thumbnail": 2, "demo.poison": 10}
+APPS: Final = {
+    "email.send": "hareline.demo.app:app",
+    "http.sync": "hareline.demo.app:app",
+    "media.thumbnail": "hareline.demo.app:app",
+    "demo.poison": "hareline.demo.errand_app:app",
+}
 _GRACE: Final = 15.0
 _PAUSE: Final = 0.1
 _MOST_FAILURES: Final = 3
 _MOST_RESTARTS: Final = 20
 
 
-class WorkersFailed(Exception):  # noqa: N818 - a finding that ends the demo
+class WorkersFailed(Exception):
     """A worker would not stay up; the text tells where its log is."""
 
 
@@ -81,7 +87,7 @@ class Workers:
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
-                    env={**os.environ, **self._environment},
+                    env={**os.environ, **self._environment, "HARELINE_APP": APPS[job_type]},
                     # Ctrl-C is for the demo alone: it stops the workers in good order.
                     start_new_session=True,
                 )

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from hareline.demo.effect import Effect
+from hareline.demo.errand import DIRECTORY
 from hareline.demo.http import DocumentServer
 from hareline.demo.pictures import write_broken, write_pictures
 from hareline.demo.plan import PICTURES, SIZES
@@ -49,7 +50,7 @@ class World:
             "SMTP_SENDER": "Hareline demo <shop@example.org>",
             "SYNC_BASE_URL": self.documents.base_url,
             "MEDIA_ROOT": str(self._media),
-            "DEMO_ERRANDS": str(self._errands),
+            DIRECTORY: str(self._errands),
         }
 
     def new_effects(self, thumbnail_ids: dict[str, str]) -> list[Effect]:
@@ -70,9 +71,7 @@ class World:
         for entry in os.scandir(self._media / "thumbnails"):
             if entry.name in self._thumbnails_told:
                 continue
-            finished = [
-                file for file in os.scandir(entry) if file.name.endswith(".webp") and file.name[0] != "."
-            ]
+            finished = [file for file in os.scandir(entry) if file.name.endswith(".webp") and file.name[0] != "."]
             if len(finished) == len(SIZES):
                 self._thumbnails_told.add(entry.name)
                 effects.append(Effect(ids[entry.name], max(file.stat().st_mtime for file in finished)))
@@ -88,8 +87,6 @@ class World:
                 continue
             with Path(entry.path).open(encoding="ascii") as file:
                 file.seek(told)
-                effects.extend(
-                    Effect(entry.name, float(line)) for line in file.read(size - told).splitlines()
-                )
+                effects.extend(Effect(entry.name, float(line)) for line in file.read(size - told).splitlines())
             self._errands_told[entry.name] = size
         return effects

@@ -130,16 +130,14 @@ async def test_never_means_never(rig: Rig) -> None:
     spec = rig.small_spec(ORDER)
     with pytest.raises(TopologyError, match="HARELINE_DECLARE"):
         await apply(spec, rig.control, rig.management, replace(rig.settings, declare="never"))
-    assert len((await plan(spec, rig.control, rig.management)).of_kind("create")) == len(
-        spec.exchanges
-    ) + len(spec.queues)
+    assert len((await plan(spec, rig.control, rig.management)).of_kind("create")) == len(spec.exchanges) + len(
+        spec.queues
+    )
 
 
 async def test_the_first_broker_that_answers_is_taken(rig: Rig) -> None:
     """Addresses are tried in turn; if none answers, each is named with its reason and no password."""
-    async with await Control.connect(
-        ("amqp://guest:guest@127.0.0.1:9/", *rig.settings.broker_urls)
-    ) as control:
+    async with await Control.connect(("amqp://guest:guest@127.0.0.1:9/", *rig.settings.broker_urls)) as control:
         assert control.capabilities == rig.control.capabilities
     with pytest.raises(BrokerUnreachable) as caught:
         await Control.connect(("amqp://me:secret@127.0.0.1:9/",))

@@ -56,9 +56,7 @@ async def start(rig: Rig, shop: Path, *arguments: str, **environment: str) -> as
         "topology",
         *arguments,
         cwd=shop,
-        env=rig.environment(
-            HARELINE_APP="shop:app", PYTHONPATH=str(Path(__file__).parents[2]), **environment
-        ),
+        env=rig.environment(HARELINE_APP="shop:app", PYTHONPATH=str(Path(__file__).parents[2]), **environment),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -82,9 +80,7 @@ async def test_from_nothing_to_a_migration_that_was_killed(rig: Rig, shop: Path)
 
     differs = await run(rig, shop, "verify", "--json", LIMIT="9")
     assert differs.code == 2
-    assert [(change["kind"], change["name"]) for change in differs.document["changes"]] == [
-        ("differs", queue)
-    ]
+    assert [(change["kind"], change["name"]) for change in differs.document["changes"]] == [("differs", queue)]
     refused = await run(rig, shop, "apply", LIMIT="9")
     assert refused.code == 1
     assert "hareline topology migrate" in refused.err

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -11,9 +12,6 @@ from topology import catalog
 from topology.capabilities import Capabilities
 from topology.contract import JobType
 from topology.spec import derive
-
-if TYPE_CHECKING:
-    from datetime import datetime
 
 
 class Line(BaseModel):
@@ -79,9 +77,7 @@ def test_asyncapi_keeps_secrets_and_equal_names_apart() -> None:
     class Elsewhere(BaseModel):
         line: Line
 
-    document = catalog.asyncapi(
-        [ORDER, JobType("other", Elsewhere)], "shop", broker_url="amqp://me:secret@host/"
-    )
+    document = catalog.asyncapi([ORDER, JobType("other", Elsewhere)], "shop", broker_url="amqp://me:secret@host/")
     assert "secret" not in json.dumps(document)
     assert {"order.place.Line", "other.Line"} <= set(document["components"]["schemas"])
 

@@ -16,9 +16,7 @@ from topology.spec import Spec, derive
 
 
 def spec_of(*names: str, version: tuple[int, int] = (4, 3)) -> Spec:
-    return derive(
-        [JobType(name, dict, priority=name == "mail") for name in names], Capabilities(version), "ns"
-    )
+    return derive([JobType(name, dict, priority=name == "mail") for name in names], Capabilities(version), "ns")
 
 
 @pytest.mark.parametrize("count", [1, 20])

@@ -160,9 +160,7 @@ def test_the_same_value_in_another_form_is_no_difference() -> None:
             for key, value in seen.arguments.items()
             if key != "x-queue-type"
         }
-        broker.queues[name] = replace(
-            seen, arguments=queue_arguments(arguments, seen.arguments["x-queue-type"])
-        )
+        broker.queues[name] = replace(seen, arguments=queue_arguments(arguments, seen.arguments["x-queue-type"]))
     assert difference(spec_of(), broker.seen()).empty
 
 
@@ -235,8 +233,6 @@ def test_a_plan_reads_well_and_as_json() -> None:
     found = difference(spec_of(JobType("a", dict, delivery_limit=1), JobType("new", dict)), broker.seen())
     document = found.to_json()
     assert document["empty"] is False
-    assert (
-        len(found.lines()) == len(document["changes"]) + len(document["stale"]) + len(document["unseen"]) + 1
-    )
+    assert len(found.lines()) == len(document["changes"]) + len(document["stale"]) + len(document["unseen"]) + 1
     assert found.lines()[-1] == "1 to create, 2 to bind, 1 to migrate, 1 stale."
     assert {change["kind"] for change in document["changes"]} == {"create", "bind", "differs"}

@@ -17,9 +17,7 @@ from topology.spec import Spec, derive
 VERSIONS = [Capabilities((3, 10)), Capabilities((4, 0)), Capabilities((4, 3))]
 NAMES = st.lists(
     st.from_regex(r"[a-z0-9_-]{1,8}(\.[a-z0-9_-]{1,8}){0,2}", fullmatch=True).filter(
-        lambda name: (
-            name not in {"jobs", "dlx", "dlq", "events", "unroutable"} and not name.startswith("delay.")
-        )
+        lambda name: name not in {"jobs", "dlx", "dlq", "events", "unroutable"} and not name.startswith("delay.")
     ),
     unique=True,
     max_size=6,
