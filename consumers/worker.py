@@ -149,7 +149,8 @@ class Worker:
                 if not self.ready.is_set() and not self._ever_ready:
                     self._unfit = error
                     self._draining.set()
-                logger.error("the broker is not fit to work with: %s", error)  # noqa: TRY400 - the text says it all
+                else:
+                    logger.error("the broker is not fit to work with: %s", error)  # noqa: TRY400 - the text says it all
                 raise
         self._subscriptions = [self._subscription(connection, route) for route in self._routes]
         for subscription in self._subscriptions:

@@ -15,7 +15,6 @@ from consumers.worker import Worker
 from hareline import logs
 from hareline.app import App
 from topology.apply import verify_for_worker
-from topology.errors import ManagementError
 from topology.link import Connection
 from topology.management import Management
 from topology.settings import Settings
@@ -46,13 +45,9 @@ def run_worker(app: App, routes: tuple[Route, ...], settings: Settings, concurre
 async def _verify(connection: Connection, spec: Spec, settings: Settings) -> None:
     """The topology must be there before anything is consumed. Work does not depend on the management API for long."""
     management = Management.from_settings(settings)
-    try:
-        plan = await verify_for_worker(spec, connection, management)
-    except ManagementError as error:
-        logger.warning("verifying by passive declaration alone: %s", error)
-        plan = await verify_for_worker(spec, connection, None)
+    plan = await verify_for_worker(spec, connection, management)
     for unseen in plan.unseen:
-        logger.debug("not verified: %s", unseen)
+        logger.log(logging.INFO if management is None else logging.WARNING, "not verified: %s", unseen)
 
 
 def _calm_the_collector() -> None:

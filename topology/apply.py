@@ -7,7 +7,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from topology.errors import ManagementError, TopologyError
-from topology.plan import Observed, Plan, SeenExchange, SeenQueue, difference, queue_arguments, temporary_name
+from topology.plan import (
+    Observed,
+    Plan,
+    SeenExchange,
+    SeenQueue,
+    difference,
+    queue_arguments,
+    summarised,
+    temporary_name,
+)
 from topology.spec import Binding, Exchange, Queue, Spec
 
 if TYPE_CHECKING:
@@ -117,9 +126,14 @@ async def verify_for_worker(spec: Spec, presence: Presence, management: Manageme
     if not found.empty:
         raise TopologyError(
             "the broker's topology is not as the code wants it (`hareline topology apply` creates what "
-            "is missing):\n" + "\n".join(f"  {change.line()}" for change in found.changes)
+            "is missing):\n" + "\n".join(f"  {line}" for line in _first(summarised(found.changes)))
         )
     return found
+
+
+def _first(lines: list[str], count: int = 8) -> list[str]:
+    more = len(lines) - count
+    return lines if more <= 0 else [*lines[:count], f"... and {more} more: hareline topology plan"]
 
 
 def refuse_if_never(settings: Settings, verb: str) -> None:

@@ -20,6 +20,7 @@ DEFAULT_PRIORITY: Final = 4
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _RESERVED = {"jobs", "dlx", "dlq", "events", "unroutable"}
+_MIGRATING = (".migrating", ".migrating.lock")
 _KEYED_IDS = uuid.UUID("6f1d2a0e-6b7c-5d0e-9a53-6c9e8f0b7c11")
 
 
@@ -71,7 +72,7 @@ class JobType(Generic[P]):
             raise ContractError(
                 f"JobType name '{self.name}': words of letters, digits, - and _, joined by dots, up to 180 characters"
             )
-        if self.name in _RESERVED or self.name.startswith("delay."):
+        if self.name in _RESERVED or self.name.startswith("delay.") or self.name.endswith(_MIGRATING):
             raise ContractError(f"JobType name '{self.name}' is taken by Hareline's own queues: choose another")
         if self.timeout <= 0:
             raise ContractError(f"{self.name}: timeout must be above zero seconds")

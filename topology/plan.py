@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
+
+from topology import ladder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -87,6 +91,24 @@ class Change:
         return {"kind": self.kind, "what": self.what, "name": self.name, "detail": self.detail}
 
 
+_LADDER: Final = re.compile(r"\.delay\.\d\d\b")
+
+
+def summarised(changes: Iterable[Change]) -> list[str]:
+    """One line a change, but a single one for a whole ladder that is missing: nobody reads a hundred."""
+    lines, rungs = [], []
+    for change in changes:
+        if change.kind in {"create", "bind"} and _LADDER.search(change.name):
+            rungs.append(change)
+        else:
+            lines.append(change.line())
+    if len(rungs) <= ladder.LEVELS:
+        return lines + [change.line() for change in rungs]
+    counts = Counter(change.what for change in rungs)
+    kinds = ", ".join(f"{count} {what}{'' if count == 1 else 's'}" for what, count in counts.items())
+    return [*lines, f"+ the delay ladder: {kinds} (--json lists them)"]
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Every difference, in the order in which they are made up for, and what could not be seen."""
@@ -106,7 +128,7 @@ class Plan:
 
     def lines(self) -> list[str]:
         """The plan for people: differences, stale objects, and what could not be seen."""
-        lines = [change.line() for change in self.changes]
+        lines = summarised(self.changes)
         lines += [change.line() for change in self.stale]
         lines += [f"not seen: {what}" for what in self.unseen]
         lines.append(self._summary())

@@ -45,7 +45,7 @@ class LazyGroup(click.Group):
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="hareline")
 def cli() -> None:
-    r"""Background jobs on RabbitMQ.
+    """Background jobs on RabbitMQ.
 
     \b
     The environment says where things are:

@@ -94,9 +94,7 @@ def _strict_option(command: F) -> F:
 @click.option("--asyncapi", is_flag=True, help="Print an AsyncAPI 3 document of the job types instead.")
 @click.option("--schemas", is_flag=True, help="Print the JSON Schema of every payload instead.")
 @click.option("--broker-version", metavar="X.Y", help="Show what a broker of this version needs; asks no broker.")
-def show(
-    app: str | None, form: str, as_json: bool, asyncapi: bool, schemas: bool, broker_version: str | None
-) -> None:
+def show(app: str | None, form: str, as_json: bool, asyncapi: bool, schemas: bool, broker_version: str | None) -> None:
     """Show what the code wants on the broker, which depends on the broker's version."""
     settings = Settings.from_env()
     job_types = load_app(app or settings.app).job_types
@@ -172,8 +170,8 @@ def apply(app: str | None, as_json: bool) -> None:
     if as_json:
         _print_json(made.to_json())
         return
-    for change in (*made.changes, *made.stale):
-        click.echo(change.line())
+    for line in planning.summarised((*made.changes, *made.stale)):
+        click.echo(line)
     created, bound = len(made.of_kind("create")), len(made.of_kind("bind"))
     if made.empty:
         click.echo("Nothing was missing.")

@@ -46,8 +46,9 @@ def main(jobs: int, keep: bool, workers: int, json_path: Path | None) -> None:
         shutil.rmtree(directory / "logs", ignore_errors=True)
         good = False
     except (BrokerUnavailable, HarelineError, WorkersFailed) as error:
-        console.print(f"the demo failed: {error}", style="red", markup=False)
-        console.print(where(directory / "logs"), markup=False)
+        console.print(f"the demo failed: {error}", style="red", markup=False, soft_wrap=True)
+        if (directory / "logs").exists():
+            console.print(where(directory / "logs"), markup=False, soft_wrap=True)
         good = False
     finally:
         for part in ("media", "errands"):
@@ -118,11 +119,8 @@ class Demo:
             )
             return
         console.print(f"[bold red]✗ Not all {count} jobs ended where they had to.[/]")
-        for what, ids in (
-            ("lost", ledger.lost),
-            ("not as planned", ledger.astray),
-            ("unknown", ledger.strangers),
-        ):
+        elsewhere = [job_id for job_id in ledger.astray if ledger.entries[job_id].is_settled]
+        for what, ids in (("lost", ledger.lost), ("not as planned", elsewhere), ("unknown", ledger.strangers)):
             if ids:
                 console.print(f"  {what}: {len(ids):,}, for example {', '.join(ids[:5])}", markup=False)
         if finding.waiting:

@@ -103,8 +103,8 @@ class Run:
                 if linger is not None:
                     await linger(finding)
                 return finding
-        except* WorkersFailed as failed:
-            raise failed.exceptions[0] from None
+        except ExceptionGroup as group:
+            raise _first(group) from None
 
     def _workers(self) -> Workers:
         environment = {
@@ -117,10 +117,13 @@ class Run:
         return Workers(self._logs, environment, self._workers_per_type)
 
     async def _up(self, watch: Watch) -> None:
-        async with asyncio.timeout(_WORKERS_UP):
-            # Nobody tells when a consumer subscribes: the broker can only be asked.
-            while not all((await watch.consumers()).values()):  # noqa: ASYNC110
-                await asyncio.sleep(_TICK)
+        try:
+            async with asyncio.timeout(_WORKERS_UP):
+                # Nobody tells when a consumer subscribes: the broker can only be asked.
+                while not all((await watch.consumers()).values()):  # noqa: ASYNC110
+                    await asyncio.sleep(_TICK)
+        except TimeoutError:
+            raise WorkersFailed(f"not every worker consumes after {_WORKERS_UP:g} s: see {self._logs}") from None
 
     async def _publish_and_follow(self, watch: Watch, workers: Workers) -> None:
         with self._screen.progress():
@@ -181,3 +184,11 @@ class Run:
         key = f"{self._id}/{job.number}"
         self._ledger.publish(job.job_type.id_for_key(key), job, time.time())
         await producer.enqueue(job.job_type, job.payload, delay=job.delay, priority=job.priority, key=key)
+
+
+def _first(group: ExceptionGroup[Exception]) -> Exception:
+    """The first of what went wrong side by side: it says enough, and mostly the others say the same."""
+    error: Exception = group
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error

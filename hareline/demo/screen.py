@@ -98,8 +98,19 @@ class Screen:
         return f"{workers.count} worker processes"
 
 
-_HEADINGS: Final = "published,done,retried,in the DLQ,lost,ran twice,jobs/s,p50,p99,longest".split(",")
-_NARROW_HEADINGS: Final = "pub-\nlished,done,re-\ntried,DLQ,lost,ran\ntwice,jobs/s,p50,p99,long-\nest".split(",")
+# Each heading, and its form for a terminal too narrow for all of them.
+_HEADINGS: Final = {
+    "published": "pub-\nlished",
+    "done": "done",
+    "retried": "re-\ntried",
+    "in the DLQ": "DLQ",
+    "lost": "lost",
+    "ran twice": "ran\ntwice",
+    "jobs/s": "jobs/s",
+    "p50": "p50",
+    "p99": "p99",
+    "longest": "long-\nest",
+}
 _FULL_WIDTH: Final = 118
 
 
@@ -115,7 +126,7 @@ def final_table(rows: Iterable[Row], width: int) -> Table:
         title_style="bold",
     )
     table.add_column("job type", style="cyan", no_wrap=True, vertical="bottom")
-    for heading in _NARROW_HEADINGS if narrow else _HEADINGS:
+    for heading in _HEADINGS.values() if narrow else _HEADINGS:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         if row.name == "all":

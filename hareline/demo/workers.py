@@ -65,12 +65,14 @@ class Workers:
     async def stop(self) -> None:
         """Asks every worker to finish what it has, and kills those that take over `_GRACE` seconds for it."""
         self._stopping = True
+        # The processes too: when one fails for good, the keepers of the others are cancelled before they see an end.
+        ends = {*self._keepers, *(asyncio.create_task(process.wait()) for process in self._processes)}
         try:
             self._signal(signal.SIGTERM)
-            await asyncio.wait(self._keepers, timeout=_GRACE)
+            await asyncio.wait(ends, timeout=_GRACE)
         finally:
             self._signal(signal.SIGKILL)
-        await asyncio.wait(self._keepers)
+        await asyncio.wait(ends)
 
     def _signal(self, number: signal.Signals) -> None:
         for process in list(self._processes):

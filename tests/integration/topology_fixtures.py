@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from hareline.broker import Broker
 from topology import ladder
 from topology.control import Control
 from topology.management import Management
@@ -86,7 +87,7 @@ async def open_rig() -> AsyncIterator[Rig]:
 
 
 @pytest.fixture(name="rig")
-async def rig_fixture() -> AsyncIterator[Rig]:
+async def rig_fixture(broker: Broker) -> AsyncIterator[Rig]:
     """The rig of one test. Import it by this name; the argument is ``rig``."""
     async with open_rig() as opened:
         yield opened
