@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from urllib.parse import quote, unquote, urlsplit
 
 import pika
-from contenders import NAMESPACE
 from pika.exceptions import AMQPError, ChannelClosedByBroker
+
+from contenders import NAMESPACE
 
 VHOST = "hareline-bench"
 # What the contenders leave behind; needed only where there is no virtual host to delete.

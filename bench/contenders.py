@@ -67,9 +67,7 @@ DRAMATIQ = Contender(
     modes={"blocking-one": 4_000},
 )
 # Its default is eight threads; for jobs that never wait, fewer drain faster.
-DRAMATIQ_FEWER = replace(
-    DRAMATIQ, name="dramatiq, 4 threads", environment={"BENCH_THREADS": "4"}, drain_only=True
-)
+DRAMATIQ_FEWER = replace(DRAMATIQ, name="dramatiq, 4 threads", environment={"BENCH_THREADS": "4"}, drain_only=True)
 PEERS = (
     Contender("faststream", "faststream", "bench.faststream", drain=16_000, modes={"pipelined": 16_000}),
     DRAMATIQ,

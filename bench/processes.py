@@ -46,9 +46,7 @@ def ask(contender: Contender, environment: dict[str, str], *arguments: str, time
 class Worker:
     """One worker, started by the contender's own command line. On exit it is stopped, by force if need be."""
 
-    def __init__(
-        self, contender: Contender, environment: dict[str, str], *, mode: str, jobs: int, warm_up: int = 0
-    ):
+    def __init__(self, contender: Contender, environment: dict[str, str], *, mode: str, jobs: int, warm_up: int = 0):
         self.contender = contender
         self._directory = tempfile.TemporaryDirectory(prefix="hareline-bench-")
         self._report = Path(self._directory.name) / "report.json"
@@ -91,9 +89,7 @@ class Worker:
         while not self._report.exists():
             self.check()
             if time.monotonic() > deadline:
-                raise ContenderError(
-                    f"the worker had not done its jobs after {timeout:.0f} s: {self._tail()}"
-                )
+                raise ContenderError(f"the worker had not done its jobs after {timeout:.0f} s: {self._tail()}")
             while_waiting()
             time.sleep(POLL)
         return json.loads(self._report.read_text())

@@ -107,9 +107,7 @@ def targets(summary: dict[str, dict[str, dict]]) -> list[Target]:
 
     found: list[Target] = []
 
-    def judge(
-        name: str, measured: float | None, limit: float | None, *, at_least: bool, against: str
-    ) -> None:
+    def judge(name: str, measured: float | None, limit: float | None, *, at_least: bool, against: str) -> None:
         if measured is not None and limit is not None:
             found.append(Target(name, measured, limit, at_least, against))
 
@@ -148,9 +146,7 @@ def targets(summary: dict[str, dict[str, dict]]) -> list[Target]:
         if best:
             name = f"latency at 500/s, {key.replace('_', ' ')}"
             judge(name, figure("latency", "hareline", key), best[1], at_least=False, against=best[0])
-    judge(
-        "worker memory, MB", figure("drain", "hareline", "after_rss_mb"), 70, at_least=False, against="70 MB"
-    )
+    judge("worker memory, MB", figure("drain", "hareline", "after_rss_mb"), 70, at_least=False, against="70 MB")
     judge(
         "memory growth in the soak, MB",
         figure("soak", "hareline", "growth_mb"),
@@ -158,9 +154,7 @@ def targets(summary: dict[str, dict[str, dict]]) -> list[Target]:
         at_least=False,
         against="flat",
     )
-    judge(
-        "retries late, p99 ms", figure("ladder", "hareline", "p99_ms"), 100, at_least=False, against="100 ms"
-    )
+    judge("retries late, p99 ms", figure("ladder", "hareline", "p99_ms"), 100, at_least=False, against="100 ms")
     return found
 
 

@@ -18,16 +18,16 @@ from pathlib import Path
 BENCH = Path(__file__).resolve().parent
 sys.path[:0] = [str(BENCH), str(BENCH.parent)]
 
+from rich.console import Console  # noqa: E402
+
 import document  # noqa: E402
 import report  # noqa: E402
 from arena import Arena  # noqa: E402
 from contenders import EVERYONE, HARELINE, PEERS  # noqa: E402
 from environments import SetupError, ensure  # noqa: E402
-from processes import ContenderError, ask  # noqa: E402
-from rich.console import Console  # noqa: E402
-from scenarios import Effort, Entry, entries  # noqa: E402
-
 from hareline.broker import Broker, BrokerUnavailable, find_broker  # noqa: E402
+from processes import ContenderError, ask  # noqa: E402
+from scenarios import Effort, Entry, entries  # noqa: E402
 
 SCENARIOS = tuple(entries(set()))
 MODULES = tuple(dict.fromkeys(contender.module for contender in EVERYONE))
@@ -40,18 +40,14 @@ def say(line: str) -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="./dev bench", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--quick", action="store_true", help="one run each, a quarter of the jobs: a smoke test"
-    )
+    parser.add_argument("--quick", action="store_true", help="one run each, a quarter of the jobs: a smoke test")
     parser.add_argument("--only", metavar="NAME,...", help=f"of {', '.join(MODULES)}")
     parser.add_argument("--scenario", metavar="NAME,...", help=f"of {', '.join(SCENARIOS)}")
     parser.add_argument("--runs", type=int, help="of each measure (3)")
     parser.add_argument("--soak", action="store_true", help="a million jobs in the soak instead of 200,000")
     parser.add_argument("--json", type=Path, metavar="PATH", help="where to write (bench/results/TIME.json)")
     parser.add_argument("--broker", metavar="URL", help="HARELINE_BROKER_URL, or whatever broker can be had")
-    parser.add_argument(
-        "--management", metavar="URL", help="HARELINE_MANAGEMENT_URL, or AMQP's port plus 10,000"
-    )
+    parser.add_argument("--management", metavar="URL", help="HARELINE_MANAGEMENT_URL, or AMQP's port plus 10,000")
     parser.add_argument(
         "--document", type=Path, metavar="JSON", help="write docs/performance.md's tables, measure nothing"
     )
@@ -62,9 +58,7 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def _names(
-    parser: argparse.ArgumentParser, option: str, given: str | None, known: tuple[str, ...]
-) -> list[str]:
+def _names(parser: argparse.ArgumentParser, option: str, given: str | None, known: tuple[str, ...]) -> list[str]:
     names = given.split(",") if given else list(known)
     if unknown := [name for name in names if name not in known]:
         parser.error(f"{option}: no '{unknown[0]}'; there are {', '.join(known)}")

@@ -104,9 +104,7 @@ def steady(contender: Contender, mode: str, rate: int):
             result = worker.report(timeout=60)
             memory = worker.memory()
         after = {f"after_{name}": value for name, value in memory.items()}
-        return (
-            result | {f"idle_{name}": value for name, value in idle.items()} | after | {"slip": sent["slip"]}
-        )
+        return result | {f"idle_{name}": value for name, value in idle.items()} | after | {"slip": sent["slip"]}
 
     return measure
 

@@ -15,7 +15,7 @@ from producers.orders import OrderBook, job_id_of
 from producers.producer import Producer
 from topology.contract import JobType
 from topology.envelope import Message
-from topology.errors import ProducerClosed
+from topology.errors import ProducerClosed, PublishError
 from topology.settings import Settings
 
 P = TypeVar("P")
@@ -127,20 +127,10 @@ class _Engine:
         self.call(self.producer.open())
 
     def publish(self, message: Message, timeout: float) -> None:
-        """Publishes one message and waits for its confirm: one hop into the loop, one back, no task in between."""
-        result: Future[None] = Future()
-
-        def send() -> None:
-            sent = self.producer.send(message, timeout)
-            sent.add_done_callback(lambda done: _pass_on(done, result))
-            result.add_done_callback(lambda waited: waited.cancelled() and self._loop.call_soon_threadsafe(sent.cancel))
-
-        self._loop.call_soon_threadsafe(send)
-        try:
-            result.result()
-        except BaseException:
-            result.cancel()
-            raise
+        """Publishes one message and waits for its confirm: one hop into the loop, one back, and nothing in between."""
+        receipt = _Receipt()
+        self._loop.call_soon_threadsafe(self.producer.post, message, timeout, receipt)
+        receipt.wait()
 
     def call(self, work: Any) -> Any:
         """Runs a coroutine in the loop and waits for it; an interrupt (Ctrl-C) cancels it."""
@@ -158,14 +148,37 @@ class _Engine:
         self._loop.close()
 
 
-def _pass_on(done: asyncio.Future[None], result: Future[None]) -> None:
-    if done.cancelled() or not result.set_running_or_notify_cancel():
-        return
-    error = done.exception()
-    if error is None:
-        result.set_result(None)
-    else:
-        result.set_exception(error)
+class _Receipt:
+    """What a thread waits on for one message: a bare lock, since a future's condition costs as much as the hop."""
+
+    __slots__ = ("_error", "_lock", "_resolved")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+        self._error: PublishError | None = None
+        self._resolved = False
+
+    def wait(self) -> None:
+        """Returns once the message is confirmed, or raises. An interrupt gives up on a message not sent yet."""
+        try:
+            self._lock.acquire()
+        except BaseException:
+            self._resolved = True
+            raise
+        if self._error is not None:
+            raise self._error
+
+    def done(self) -> bool:
+        return self._resolved
+
+    def set_result(self, _: None, /) -> None:
+        self._resolved = True
+        self._lock.release()
+
+    def set_exception(self, exception: PublishError, /) -> None:
+        self._error = exception
+        self.set_result(None)
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

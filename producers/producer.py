@@ -13,7 +13,7 @@ from producers.orders import OrderBook, job_id_of
 from topology.contract import JobType
 from topology.envelope import Message
 from topology.errors import BatchError, EnqueueError
-from topology.publisher import Publisher
+from topology.publisher import Publisher, Receipt
 from topology.settings import Settings
 
 P = TypeVar("P")
@@ -44,9 +44,9 @@ class Producer:
         """Begins to connect, in the background; jobs may be enqueued at once."""
         self._publisher.start()
 
-    def send(self, message: Message, timeout: float) -> asyncio.Future[None]:
-        """Publishes a message of the order book's; the future resolves at its confirm. For other producers."""
-        return self._publisher.send(message, timeout)
+    def post(self, message: Message, timeout: float, receipt: Receipt) -> None:
+        """Publishes a message of the order book's; ``receipt`` is resolved at its confirm. For other producers."""
+        self._publisher.post(message, timeout, receipt)
 
     async def close(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - part of the contract
         """Waits until all is confirmed, up to ``timeout`` seconds (default: the publish timeout), and disconnects."""

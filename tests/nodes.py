@@ -36,7 +36,7 @@ class Node:
         await asyncio.to_thread(self._do, "stop")
 
     async def ctl(self, *arguments: str) -> str:
-        """rabbitmqctl on the node."""
+        """Rabbitmqctl on the node."""
         return await asyncio.to_thread(self._do, "ctl", *arguments)
 
     def _do(self, action: str, *arguments: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import deque
-from typing import Any
+from typing import Any, Protocol
 
 from pika.channel import Channel
 from pika.frame import Method
@@ -34,12 +34,25 @@ NOT_FOUND = 404
 _EXCHANGE_IN_TEXT = re.compile(r"exchange '([^']+)'")
 
 
+class Receipt(Protocol):
+    """Who waits for a message: an asyncio future, or anything that resolves like one."""
+
+    def done(self) -> bool:
+        """Whether it is resolved, or given up."""
+
+    def set_result(self, result: None, /) -> None:
+        """The broker has confirmed the message."""
+
+    def set_exception(self, exception: PublishError, /) -> None:
+        """It has not, for this reason."""
+
+
 class _Pending:
     """A message on its way, and who waits for it. ``future`` resolves to None once the broker has it."""
 
     __slots__ = ("deadline", "future", "message", "sent")
 
-    def __init__(self, message: Message, future: asyncio.Future[None], deadline: float) -> None:
+    def __init__(self, message: Message, future: Receipt, deadline: float) -> None:
         self.message = message
         self.future = future
         self.deadline = deadline
@@ -112,11 +125,17 @@ class Publisher:
 
         ``timeout`` is seconds. Cancelling the future gives up on a message that has not been sent yet.
         """
-        future: asyncio.Future[None] = self._loop.create_future() if self._state == "open" else self._closed()
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.post(message, timeout, future)
+        return future
+
+    def post(self, message: Message, timeout: float, receipt: Receipt) -> None:
+        """As `send`, with the caller's own receipt; it is resolved within the event loop's thread."""
         if self._state != "open":
-            return future
+            receipt.set_exception(ProducerClosed("open it first: async with Producer() as producer"))
+            return
         deadline = self._loop.time() + timeout
-        pending = _Pending(message, future, deadline)
+        pending = _Pending(message, receipt, deadline)
         self._drained.clear()
         if self._channel is not None and not self._waiting and self._may_send():
             self._transmit(pending)
@@ -124,12 +143,6 @@ class Publisher:
             self._waiting.append(pending)
         if self._alarm is None or deadline < self._alarm.when():
             self._arm(deadline)
-        return future
-
-    def _closed(self) -> asyncio.Future[None]:
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        future.set_exception(ProducerClosed("open it first: async with Producer() as producer"))
-        return future
 
     def _may_send(self) -> bool:
         return not self._blocked and len(self._unconfirmed) < self._limit

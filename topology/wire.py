@@ -220,7 +220,11 @@ class Wire(AsyncioConnection):  # type: ignore[misc]  # pika brings no types
             # The first of a turn leaves at once: a lone publish waits for nobody.
             self._collecting = True
             self.ioloop.call_soon(self.flush)
+            idle = not self._transport.get_write_buffer_size()
             self._output_marshaled_frames([frames])
+            if idle:
+                # pika would wait for the selector to say that the socket takes data: it does, nearly always.
+                self._transport._on_socket_writable()  # noqa: SLF001
 
     def flush(self) -> None:
         """Writes what `publish` has collected. What a closed connection cannot take is unconfirmed, and known to be."""

@@ -5,6 +5,7 @@ from importlib.metadata import version
 
 from celery import Celery
 from kombu import Exchange, Queue
+
 from peers import meter
 
 QUEUE = "bench.celery"

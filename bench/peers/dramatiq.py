@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 import dramatiq
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
+
 from peers import meter
 
 QUEUE = "bench.dramatiq"
@@ -34,9 +35,7 @@ def main():
     args = meter.arguments(modes=("blocking-one",))
     if args.command == "describe":
         settings = {"processes": 1, "threads": THREADS, "prefetch": PREFETCH, "confirm_delivery": True}
-        meter.answer(
-            {"versions": {"dramatiq": version("dramatiq"), "pika": version("pika")}, "settings": settings}
-        )
+        meter.answer({"versions": {"dramatiq": version("dramatiq"), "pika": version("pika")}, "settings": settings})
     elif args.command == "declare":
         broker.declare_queue(QUEUE, ensure=True)
     elif args.command == "enqueue":

@@ -6,8 +6,9 @@ from importlib.metadata import version
 import uvloop
 from faststream import AckPolicy, FastStream
 from faststream.rabbit import Channel, QueueType, RabbitBroker, RabbitQueue
-from peers import meter
 from pydantic import BaseModel
+
+from peers import meter
 
 QUEUE = RabbitQueue("bench.faststream", queue_type=QueueType.QUORUM, durable=True)
 PREFETCH = 1000

@@ -8,10 +8,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import uvloop
-from peers import meter
 from pydantic import BaseModel
 
 from hareline import App, BlockingProducer, Job, JobType, Producer, Retry, Transient
+from peers import meter
 
 CONCURRENCY = int(os.environ.get("BENCH_CONCURRENCY", "200"))
 BATCH = 1000  # payloads per enqueue_many

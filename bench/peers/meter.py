@@ -57,9 +57,7 @@ class Meter:
         self._count = itertools.count(1)  # next() on it is one step under the interpreter lock
         self._first = self._first_cpu = 0.0
         self._samples: list[float] = []
-        self.done: Callable[[int, int], None] = (
-            self._sample_latency if self.mode == "latency" else self._count_job
-        )
+        self.done: Callable[[int, int], None] = self._sample_latency if self.mode == "latency" else self._count_job
 
     def _count_job(self, _number: int, _sent_ns: int) -> None:
         n = next(self._count)

@@ -8,8 +8,9 @@ from importlib.metadata import version
 
 import pika
 import uvloop
-from peers import meter
 from pika.adapters.asyncio_connection import AsyncioConnection
+
+from peers import meter
 
 QUEUE = "bench.raw"
 PREFETCH = 1000
@@ -101,9 +102,7 @@ def blocking(args):
             channel.queue_declare(QUEUE, durable=True, arguments={"x-queue-type": "quorum"})
             return
         channel.confirm_delivery()
-        meter.timed(
-            lambda n: channel.basic_publish("", QUEUE, body(n), PROPERTIES, mandatory=True), args.jobs
-        )
+        meter.timed(lambda n: channel.basic_publish("", QUEUE, body(n), PROPERTIES, mandatory=True), args.jobs)
 
 
 def main():

@@ -4,9 +4,10 @@ import time
 from importlib.metadata import version
 
 import uvloop
-from peers import meter
 from pydantic import BaseModel
 from taskiq_aio_pika import AioPikaBroker, Exchange, Queue, QueueType
+
+from peers import meter
 
 QUEUE = "bench.taskiq"
 QOS = 1000
@@ -38,9 +39,7 @@ async def produce(args):
     if args.command == "enqueue":
         await meter.timed_pipelined(lambda n: noop.kiq(meter.payload(n)), args.jobs)
     elif args.command == "pace":
-        await meter.paced_pipelined(
-            lambda n: noop.kiq(meter.payload(n, time.time_ns())), args.rate, args.jobs
-        )
+        await meter.paced_pipelined(lambda n: noop.kiq(meter.payload(n, time.time_ns())), args.rate, args.jobs)
     await broker.shutdown()
 
 
@@ -54,9 +53,7 @@ def main():
             "ack_type": "when_executed",
             "loop": "uvloop",
         }
-        versions = {
-            name: version(name) for name in ("taskiq", "taskiq-aio-pika", "aio-pika", "aiormq", "pydantic")
-        }
+        versions = {name: version(name) for name in ("taskiq", "taskiq-aio-pika", "aio-pika", "aiormq", "pydantic")}
         meter.answer({"versions": versions, "settings": settings})
     elif args.command == "worker":
         meter.become(
