@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import traceback
-from typing import Final
+from typing import Any, Final
 
-from consumers.outcome import Dead
+from consumers.outcome import Dead, Outcome
 from topology import envelope
-from topology.envelope import Envelope, Message, copy_of
+from topology.envelope import Envelope, Malformed, Message, copy_of
 from topology.spec import Names
 from topology.subscription import Delivery
 
 MESSAGE_LIMIT: Final = 2_000
 TRACEBACK_LIMIT: Final = 16_000
 """Bytes. Headers must fit into one AMQP frame (128 KiB) together with whatever the message carried already."""
+PROPERTIES_LIMIT: Final = 120_000
+"""Bytes, encoded. A little less than that frame."""
+_SHORT_STRING: Final = 255
 
 
 def dead_letter(names: Names, delivery: Delivery, opened: Envelope | None, outcome: Dead) -> Message:
@@ -23,9 +26,7 @@ def dead_letter(names: Names, delivery: Delivery, opened: Envelope | None, outco
     headers = delivery.properties.headers or {}
     changes = {
         envelope.REASON: outcome.reason,
-        envelope.ERROR: type(error).__name__,
-        envelope.ERROR_MESSAGE: cut(str(error), MESSAGE_LIMIT),
-        envelope.TRACEBACK: cut("".join(traceback.format_exception(error)), TRACEBACK_LIMIT),
+        **_described(error),
         envelope.ATTEMPTS: opened.attempt if opened else None,
         envelope.FIRST_FAILED_AT: headers.get(envelope.FIRST_FAILED_AT, now),
         envelope.LAST_FAILED_AT: now,
@@ -39,6 +40,44 @@ def dead_letter(names: Names, delivery: Delivery, opened: Envelope | None, outco
         routing_key=delivery.job_type,
         job_id=opened.job_id if opened else None,
         changes=changes,
+    )
+
+
+def _described(error: BaseException) -> dict[str, Any]:
+    try:
+        message = str(error)
+    except Exception:  # noqa: BLE001 - an error that cannot even be shown is dead-lettered all the same
+        message = "(this error cannot be shown: its __str__ raises)"
+    return {
+        envelope.ERROR: type(error).__name__,
+        envelope.ERROR_MESSAGE: cut(message, MESSAGE_LIMIT),
+        envelope.TRACEBACK: cut("".join(traceback.format_exception(error)), TRACEBACK_LIMIT),
+    }
+
+
+def can_be_sent(message: Message) -> bool:
+    """Whether the broker will take the properties: one frame holds them all, or it closes the connection."""
+    try:
+        return sum(map(len, message.properties.encode())) <= PROPERTIES_LIMIT
+    except Exception:  # noqa: BLE001 - pika raises many kinds for what AMQP cannot carry
+        return False
+
+
+def bare_dead_letter(names: Names, delivery: Delivery, opened: Envelope | None, outcome: Outcome) -> Message:
+    """The dead letter of a message whose own properties cannot be sent on: its body, and why."""
+    error = getattr(outcome, "error", None) or Malformed("its properties are too large to be sent on, or no AMQP")
+    now = envelope.timestamp()
+    changes = {
+        envelope.REASON: outcome.reason if isinstance(outcome, Dead) else "malformed",
+        **_described(error),
+        envelope.UNDECODABLE: "its own properties and headers were too large to be sent on, or no AMQP",
+        envelope.DIED_AT: now,
+        envelope.ORIGIN_QUEUE: delivery.queue,
+    }
+    job_id = opened.job_id if opened and len(opened.job_id.encode()) <= _SHORT_STRING else None
+    empty = type(delivery.properties)()
+    return copy_of(
+        empty, delivery.body, exchange=names.dlx, routing_key=delivery.job_type, job_id=job_id, changes=changes
     )
 
 

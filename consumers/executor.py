@@ -8,24 +8,25 @@ A delivery that a worker died under before takes a detour through `consumers.rea
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import functools
+import inspect
 import logging
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor as Threads
 from typing import Any, Final
 
-from pydantic import ValidationError
-
 from consumers import events
-from consumers.dead_letter import dead_letter
+from consumers.dead_letter import bare_dead_letter, can_be_sent, dead_letter
 from consumers.events import JobEvent, Observer
 from consumers.job import Job
 from consumers.outcome import DONE, Dead, Done, Dropped, NoHandler, Outcome, Retried, Snooze
 from consumers.readmission import Readmission
-from consumers.registry import Registry, Route
-from consumers.retry import classify
+from consumers.registry import Handler, Registry, Route
+from consumers.retry import by_policy, classify
 from topology import envelope
 from topology.capabilities import Capabilities
 from topology.envelope import Envelope, Malformed, Message, address, copy_of, open_envelope
@@ -65,6 +66,7 @@ class Executor:
         self._threads = threads
         self._observers = tuple(observers)
         self._handlers: dict[asyncio.Task[Any], Envelope] = {}
+        self._occupied: set[int] = set()
         self._stopping = False
         self.capabilities: Capabilities | None = None
 
@@ -80,10 +82,13 @@ class Executor:
             outcome: Outcome = Dead("malformed", error)
         except NoHandler as error:
             outcome = Dead("no-handler", error)
-        except ValidationError as error:
+        except Exception as error:  # noqa: BLE001 - a ValidationError, or whatever a model's own validators raise
             outcome = Dead("invalid", error)
         else:
-            outcome = await self._admit_and_run(delivery, opened, route, payload)
+            decided = await self._admit_and_run(delivery, opened, route, payload)
+            if decided is None:
+                return
+            outcome = decided
         await self._settle(delivery, opened, outcome)
         if self._observers:
             self._tell(delivery, opened, outcome, time.monotonic() - began)
@@ -94,12 +99,17 @@ class Executor:
             raise NoHandler(f"no handler for job type '{opened.job_type}' in this worker's app")
         return route
 
-    async def _admit_and_run(self, delivery: Delivery, opened: Envelope, route: Route, payload: Any) -> Outcome:
-        if delivery.redelivered or opened.deliveries:
-            await self._twin_ended(opened)
-            async with self._readmission.of(delivery, opened, route.job_type) as verdict:
-                return verdict or await self._run(opened, route, payload)
-        return await self._run(opened, route, payload)
+    async def _admit_and_run(self, delivery: Delivery, opened: Envelope, route: Route, payload: Any) -> Outcome | None:
+        """The outcome; None for a delivery that has come to nothing: its channel went before its turn came."""
+        if not delivery.redelivered and not opened.deliveries:
+            return await self._run(opened, route, payload)
+        await self._twin_ended(opened)
+        async with self._readmission.of(delivery, opened, route.job_type) as verdict:
+            if verdict is not None:
+                return verdict
+            if not delivery.acks.is_open:
+                return None  # the broker delivers it again; running it now as well would run it twice
+            return await self._run(opened, route, payload)
 
     async def _twin_ended(self, opened: Envelope) -> None:
         """Waits for a run of the same job in this process, whose connection was lost under it."""
@@ -121,15 +131,18 @@ class Executor:
                 await self._call(route, payload, Job(opened))
         except asyncio.CancelledError as error:
             if self._stopping:
-                task.uncancel()
                 return _SHUTDOWN
             return self._classified(error, route, opened)
-        except Exception as error:  # noqa: BLE001 - whatever a handler raises, a rule must decide
+        except (GeneratorExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever a handler raises, sys.exit() too, a rule must decide
             if isinstance(error, TimeoutError) and clock.expired():
                 return self._classified(TimeoutError(f"ran longer than its timeout of {limit:g} s"), route, opened)
             return self._classified(error, route, opened)
         finally:
             del self._handlers[task]
+            if task.cancelling():
+                await _forget_cancellation(task)
         return DONE
 
     async def _call(self, route: Route, payload: Any, job: Job) -> None:
@@ -138,13 +151,35 @@ class Executor:
             await route.handler(*arguments)
             return
         context = contextvars.copy_context()
-        call = functools.partial(context.run, route.handler, *arguments)
-        await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        call = functools.partial(context.run, self._in_thread, route.handler, *arguments)
+        result = await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        if inspect.isawaitable(result):
+            await result  # a plain function around an async one: its job is not done before this is
+
+    def _in_thread(self, handler: Handler, *arguments: Any) -> Any:
+        thread = threading.get_ident()
+        self._occupied.add(thread)
+        try:
+            return handler(*arguments)
+        except StopIteration as error:
+            # A future cannot carry this one: whoever waits for it would wait for ever.
+            raise RuntimeError("the handler raised StopIteration") from error
+        finally:
+            self._occupied.discard(thread)
+
+    @property
+    def occupied_threads(self) -> int:
+        """How many threads run a handler, those included whose timeout has passed."""
+        return len(self._occupied)
 
     def _classified(self, error: BaseException, route: Route, opened: Envelope) -> Outcome:
-        outcome = classify(
-            error, route.job_type.retry, opened.attempt, permanent=route.permanent, transient=route.transient
-        )
+        retry = route.job_type.retry
+        try:
+            outcome = classify(error, retry, opened.attempt, permanent=route.permanent, transient=route.transient)
+        except Exception:
+            # The error's own attributes raise when they are looked at. It is an error all the same.
+            logger.exception("%s %s: its error cannot be classified", opened.job_type, opened.job_id)
+            outcome = by_policy(error, retry, opened.attempt)
         level = logging.INFO if isinstance(outcome, Snooze | Dropped) else logging.WARNING
         name = type(outcome).__name__.lower()
         logger.log(level, "%s %s attempt %d: %s (%r)", opened.job_type, opened.job_id, opened.attempt, name, error)
@@ -167,12 +202,12 @@ class Executor:
         elif isinstance(outcome, Done | Dropped):
             delivery.acks.done(delivery.tag)
         elif isinstance(outcome, Dead):
-            await self._hand_over(delivery, dead_letter(self._names, delivery, opened, outcome))
+            await self._hand_over(delivery, opened, outcome, dead_letter(self._names, delivery, opened, outcome))
         elif opened is not None:
             if outcome is _SHUTDOWN and self._nack_is_free:
                 delivery.acks.requeue(delivery.tag)
             else:
-                await self._hand_over(delivery, self._later(delivery, opened, outcome))
+                await self._hand_over(delivery, opened, outcome, self._later(delivery, opened, outcome))
 
     @property
     def _nack_is_free(self) -> bool:
@@ -201,8 +236,10 @@ class Executor:
             changes=changes,
         )
 
-    async def _hand_over(self, delivery: Delivery, message: Message) -> None:
+    async def _hand_over(self, delivery: Delivery, opened: Envelope | None, outcome: Outcome, message: Message) -> None:
         """Publishes the copy, and only when the broker has it acknowledges the source. Tries until either is gone."""
+        if not can_be_sent(message):
+            message = bare_dead_letter(self._names, delivery, opened, outcome)
         while delivery.acks.is_open:
             try:
                 await self._publisher.send(message, self._timeout)
@@ -210,8 +247,11 @@ class Executor:
                 logger.warning("%s %s is not settled yet: %s", delivery.job_type, message.properties.message_id, error)
                 await asyncio.sleep(_AGAIN)
             else:
+                outcome = DONE  # the copy is on its way: should the source come again, there is nothing left to do
                 delivery.acks.done(delivery.tag)
-                return
+                break
+        if opened is not None and not delivery.acks.is_open:
+            self._readmission.remember(opened, outcome)
 
     def _tell(self, delivery: Delivery, opened: Envelope | None, outcome: Outcome, duration: float) -> None:
         error = getattr(outcome, "error", None)
@@ -225,7 +265,18 @@ class Executor:
             type(error).__name__ if error is not None else None,
         )
         for observer in self._observers:
-            observer(event)
+            try:
+                observer(event)
+            except Exception:
+                logger.exception("an observer failed at %s of %s %s", event.event, event.type, event.id)
+
+
+async def _forget_cancellation(task: asyncio.Task[Any]) -> None:
+    """A cancel that was asked for but has not struck yet must not strike the settlement."""
+    while task.cancelling():
+        task.uncancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.sleep(0)
 
 
 _EVENT_OF: Final[dict[type, str]] = {

@@ -9,6 +9,7 @@ its worker takes no innocent neighbour along, neither into the crash nor over th
 from __future__ import annotations
 
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,6 +26,8 @@ SUSPECT_FROM: Final = 2
 PATIENCE: Final = 30.0
 """Seconds that a suspect waits for its neighbours to finish before it runs beside them after all."""
 REMEMBERED: Final = 10_000
+REMEMBERED_FOR: Final = 300.0
+"""Seconds. What did not come back by then went to another worker; an equal id later on is another order of the job."""
 
 
 class Crew(Protocol):
@@ -43,18 +46,22 @@ class Readmission:
     def __init__(self, crew: Crew) -> None:
         self._crew = crew
         self._alone = False
-        self._settled_in_vain: OrderedDict[tuple[str, int], Outcome] = OrderedDict()
+        self._settled_in_vain: OrderedDict[tuple[str, int], tuple[float, Outcome]] = OrderedDict()
 
     def remember(self, opened: Envelope, outcome: Outcome) -> None:
         """The job ended, but its channel was gone before the broker could be told: so it will come again."""
-        self._settled_in_vain[opened.job_id, opened.attempt] = outcome
+        self._settled_in_vain[opened.job_id, opened.attempt] = (time.monotonic(), outcome)
         while len(self._settled_in_vain) > REMEMBERED:
             self._settled_in_vain.popitem(last=False)
+
+    def _recall(self, opened: Envelope) -> Outcome | None:
+        ended, outcome = self._settled_in_vain.pop((opened.job_id, opened.attempt), (0.0, None))
+        return outcome if time.monotonic() - ended < REMEMBERED_FOR else None
 
     @asynccontextmanager
     async def of(self, delivery: Delivery, opened: Envelope, job_type: JobType[Any]) -> AsyncIterator[Outcome | None]:
         """Yields the outcome that is already certain, or None: then the job is to be run, within this context."""
-        known = self._settled_in_vain.pop((opened.job_id, opened.attempt), None)
+        known = self._recall(opened)
         if known is not None:
             yield known
             return

@@ -95,11 +95,16 @@ class Registry:
 
 
 def _takes_job(job_type: JobType[Any], handler: Handler) -> bool:
+    if inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
+        raise ContractError(f"the handler of '{job_type.name}' is a generator, which would never run: {handler!r}")
     parameters = list(inspect.signature(handler).parameters.values())
     positional = [p for p in parameters if p.kind in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD}]
     required = [p for p in positional if p.default is p.empty]
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return True
-    if not positional or len(required) > _WITH_JOB:
+    any_more = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    named = any(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in parameters)
+    if named or len(required) > _WITH_JOB or not (positional or any_more):
         raise ContractError(f"the handler of '{job_type.name}' must take (payload, job) or (payload): {handler!r}")
-    return len(positional) >= _WITH_JOB
+    if len(positional) < _WITH_JOB:
+        return any_more
+    # A second parameter with a default is an option of the function's own, unless it is called what we would pass.
+    return len(required) == _WITH_JOB or positional[1].name == "job"

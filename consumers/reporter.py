@@ -7,11 +7,12 @@ batch with it, and when the broker is slow the oldest are dropped and counted. S
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections import deque
 from itertools import islice
 from typing import Final
+
+from pydantic_core import to_json
 
 from consumers.events import JobEvent
 from topology.envelope import notice
@@ -75,25 +76,11 @@ class Reporter:
         for _ in batch:
             self._events.popleft()
         self._sent += len(batch)
-        body = json.dumps({"events": [_shown(event) for event in batch], "dropped": self.dropped}).encode()
+        body = to_json({"events": [event._asdict() for event in batch], "dropped": self.dropped})
         self._sending = self._publisher.send(notice(self._names, ROUTING_KEY, body), 5.0)
         self._sending.add_done_callback(_ignore)
         if self._events:
             self._timer = loop.call_later(INTERVAL, self._flush)
-
-
-def _shown(event: JobEvent) -> dict[str, object]:
-    shown: dict[str, object] = {
-        "event": event.event,
-        "id": event.id,
-        "type": event.type,
-        "attempt": event.attempt,
-        "at": round(event.at, 4),
-        "duration": round(event.duration, 6),
-    }
-    if event.error is not None:
-        shown["error"] = event.error
-    return shown
 
 
 def _ignore(future: asyncio.Future[None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -27,9 +28,9 @@ def backoff(retry: Retry, attempt: int, draw: Callable[[], float] = random.rando
     ladder can hold.
     """
     try:
-        delay = min(retry.cap, retry.base * retry.factor ** (attempt - 1))
+        delay = min(retry.cap, retry.base * float(retry.factor) ** (attempt - 1))
     except OverflowError:
-        delay = retry.cap
+        delay = retry.cap if retry.base else 0.0
     spread = delay * retry.jitter
     return min(MAX_DELAY, max(0.0, delay + spread * (2.0 * draw() - 1.0)))
 
@@ -49,13 +50,13 @@ def classify(
     response (4xx but 408, 425 and 429 are permanent; Retry-After is honoured), then what is known of the standard
     classes. What no rule knows follows ``retry.unexpected``.
     """
-    if isinstance(error, Snoozed):
-        return Snooze(error.after, str(error))
+    if isinstance(error, Snoozed) and (put_off := _seconds(error.after)) is not None:
+        return Snooze(put_off, str(error))
     if isinstance(error, Cancelled):
         return Dropped(str(error))
     after: float | None = None
     if isinstance(error, Transient):
-        after = error.after
+        after = _seconds(error.after)
     elif isinstance(error, (Permanent, *permanent)):
         return Dead("permanent", error)
     elif not isinstance(error, tuple(transient)):
@@ -66,27 +67,46 @@ def classify(
             after = retry_after(_http_header(error, "retry-after"), datetime.now(UTC))
         elif isinstance(error, _PERMANENT) or (not isinstance(error, _TRANSIENT) and retry.unexpected == "dead"):
             return Dead("permanent", error)
+    return by_policy(error, retry, attempt, after, draw)
+
+
+def by_policy(
+    error: BaseException,
+    retry: Retry,
+    attempt: int,
+    after: float | None = None,
+    draw: Callable[[], float] = random.random,
+) -> Outcome:
+    """The next attempt, ``after`` seconds later or as the policy says; dead once the attempts are used up."""
     if attempt >= retry.attempts:
         return Dead("exhausted", error)
-    if after is None:
-        return Retried(backoff(retry, attempt, draw), error)
-    return Retried(min(max(after, 0.0), MAX_DELAY), error)
+    return Retried(backoff(retry, attempt, draw) if after is None else after, error)
+
+
+def _seconds(value: object) -> float | None:
+    """A delay that a handler or a server asks for, within the ladder's reach; None for what is no number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        return None
+    return float(min(max(value, 0.0), MAX_DELAY))
 
 
 def retry_after(value: str | None, now: datetime) -> float | None:
-    """Seconds that a Retry-After header asks for (a number, or an HTTP date), or None if it says nothing usable."""
+    """Seconds that a Retry-After header asks for (a number, or an HTTP date), or None if it says nothing usable.
+
+    Never more than the ladder can hold.
+    """
     if not value:
         return None
     text = value.strip()
     if text.isdecimal():
-        return float(text)
+        return _seconds(float(text))
     try:
         moment = parsedate_to_datetime(text)
-    except ValueError:
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        return _seconds((moment - now).total_seconds())
+    except (ValueError, TypeError, IndexError, OverflowError):  # all of these, for one garbage or another
         return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return max(0.0, (moment - now).total_seconds())
 
 
 def _http_status(error: BaseException) -> int | None:

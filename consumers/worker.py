@@ -70,6 +70,8 @@ class Worker:
         self._changed = asyncio.Condition()
         self._draining = asyncio.Event()
         self._unfit: TopologyError | None = None
+        self._ever_ready = False
+        self._alone_asked = False
         self.ready = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop
 
@@ -81,6 +83,11 @@ class Worker:
     def running(self) -> int:
         """How many deliveries are being worked on."""
         return len(self._tasks)
+
+    @property
+    def occupied_threads(self) -> int:
+        """How many threads run a plain handler. After `run` they are what keeps the process from ending."""
+        return self._executor.occupied_threads
 
     # -- life ------------------------------------------------------------------------------------------------------
 
@@ -124,7 +131,7 @@ class Worker:
         if self._reporter is not None:
             await self._reporter.close()
         for subscription in self._subscriptions:
-            subscription.acks.flush()
+            subscription.flush()
 
     def _warn_of_long_jobs(self) -> None:
         limit = self._settings.consumer_timeout
@@ -141,12 +148,16 @@ class Worker:
     # -- connection ------------------------------------------------------------------------------------------------
 
     async def _up(self, connection: Connection) -> None:
+        if self._draining.is_set():
+            return  # nothing is to be taken any more, and what was lost with the old connection cannot be settled
         self._executor.capabilities = connection.capabilities
         if self._verify is not None:
             try:
                 await self._verify(connection)
+            except BrokerUnreachable:
+                raise  # it went while it was being looked at, which says nothing about its topology
             except TopologyError as error:
-                if not self.ready.is_set() and not self._ever_ready:
+                if not self._ever_ready:
                     self._unfit = error
                     self._draining.set()
                 else:
@@ -154,18 +165,21 @@ class Worker:
                 raise
         self._subscriptions = [self._subscription(connection, route) for route in self._routes]
         for subscription in self._subscriptions:
-            await subscription.start()
+            await self._start(subscription)
         self._ever_ready = True
         self.ready.set()
         logger.info("consuming %s", ", ".join(s.queue for s in self._subscriptions))
-
-    _ever_ready = False
 
     def _subscription(self, connection: Connection, route: Route) -> Subscription:
         name = route.job_type.name
         return Subscription(
             connection, self._names.queue(name), name, self._concurrency, self._on_delivery, self._on_lost
         )
+
+    async def _start(self, subscription: Subscription) -> None:
+        await subscription.open()
+        if not self._alone_asked and not self._draining.is_set():
+            subscription.resume()
 
     def _down(self, _: str) -> None:
         self.ready.clear()
@@ -197,9 +211,10 @@ class Worker:
         subscription = self._subscription(connection, route)
         self._subscriptions[self._subscriptions.index(lost)] = subscription
         try:
-            await subscription.start()
+            await self._start(subscription)
         except BrokerUnreachable as error:
             logger.debug("the connection went meanwhile: %s", error)
+        await lost.retire(_RESUBSCRIBE)
 
     def _chore(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
@@ -208,28 +223,26 @@ class Worker:
 
     # -- the crew, for one job to be alone -------------------------------------------------------------------------
 
-    _alone_asked = False
-
     async def stand_alone(self, patience: float) -> None:
         """Takes no more deliveries, and waits up to ``patience`` seconds until all other jobs are settled."""
         self._alone_asked = True
         await asyncio.gather(*(subscription.pause() for subscription in self._subscriptions))
         for subscription in self._subscriptions:
-            subscription.acks.flush()
+            subscription.flush()
         try:
             async with asyncio.timeout(patience), self._changed:
                 await self._changed.wait_for(lambda: len(self._tasks) <= 1)
         except TimeoutError:
             logger.warning("%d neighbours have not ended: the suspect runs beside them", len(self._tasks) - 1)
         for subscription in self._subscriptions:
-            subscription.acks.flush()
+            subscription.flush()
 
     async def carry_on(self) -> None:
         """Takes deliveries again."""
         self._alone_asked = False
         if not self._draining.is_set():
             for subscription in self._subscriptions:
-                await subscription.resume()
+                subscription.resume()
 
     async def _announce(self) -> None:
         async with self._changed:

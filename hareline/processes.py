@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 _RESTART_PAUSE: Final = 0.5
 _RESTART_PAUSE_MOST: Final = 10.0
 _HEALTHY_AFTER: Final = 10.0
+_LOOK: Final = 0.05
 
 
 class Processes:
@@ -27,24 +28,23 @@ class Processes:
     def __init__(self, command: Sequence[str], count: int) -> None:
         self._command = list(command)
         self._children: list[_Child] = [_Child(self._command) for _ in range(count)]
-        self._stopping = False
+        self._signals: list[int] = []
 
     def run(self) -> int:
         """Returns the exit code: 0 if every child ended with 0 after being asked to."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._pass_on)
+            signal.signal(number, self._take)
         for child in self._children:
             child.start()
         while any(child.is_wanted for child in self._children):
             for child in self._children:
-                child.watch(self._stopping)
-            time.sleep(0.1)
-        return max((child.exit_code for child in self._children), key=abs)
+                child.watch(self._signals)
+            time.sleep(_LOOK)
+        return max(child.exit_code for child in self._children)
 
-    def _pass_on(self, number: int, _: FrameType | None) -> None:
-        self._stopping = True
-        for child in self._children:
-            child.send(number)
+    def _take(self, number: int, _: FrameType | None) -> None:
+        # Passed on by the loop above: at this moment a child may be half started, and would never hear of it.
+        self._signals.append(number)
 
 
 class _Child:
@@ -54,6 +54,7 @@ class _Child:
         self._started = 0.0
         self._due = 0.0
         self._pause = _RESTART_PAUSE
+        self._told = 0
         self.exit_code = 0
         self.is_wanted = True
 
@@ -62,31 +63,38 @@ class _Child:
         self._process = subprocess.Popen(self._command, start_new_session=True)  # noqa: S603 - our own command line
         self._started = time.monotonic()
 
-    def send(self, number: int) -> None:
-        if self._process is not None:
-            self._process.send_signal(number)
-
-    def watch(self, stopping: bool) -> None:
-        """Notices that the child has ended, and starts another one when it is time."""
+    def watch(self, signals: Sequence[int]) -> None:
+        """Passes on what signals are new, notices that the child has ended, starts another one when it is time."""
         now = time.monotonic()
         if self._process is None:
-            if stopping:
+            if signals:
                 self.is_wanted = False
             elif now >= self._due:
                 self.start()
             return
         code = self._process.poll()
         if code is None:
+            if self._told < len(signals):
+                # One at a look: two of the same kind at once would arrive as one.
+                self._process.send_signal(signals[self._told])
+                self._told += 1
             return
         self._process = None
-        self.exit_code = code
-        if stopping:
+        if signals:
+            self.exit_code = _shown(code, signals if self._told else ())
             self.is_wanted = False
             return
         lived = now - self._started
         self._pause = _RESTART_PAUSE if lived > _HEALTHY_AFTER else min(self._pause * 2, _RESTART_PAUSE_MOST)
         self._due = now + self._pause
         logger.warning("a process ended with %d after %.1f s; the next one starts in %.1f s", code, lived, self._pause)
+
+
+def _shown(code: int, signals: Sequence[int]) -> int:
+    """A child's exit code as a shell shows it; one that our own signal met while it was starting did as asked."""
+    if code < 0:
+        return 0 if -code in signals else 128 - code
+    return code
 
 
 def same_command_with_one_process(arguments: Sequence[str]) -> list[str]:

@@ -23,6 +23,7 @@ from topology.spec import Spec, derive
 logger = logging.getLogger(__name__)
 
 STOPPED_AT_ONCE: Final = 130
+_STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 def run_worker(app: App, routes: tuple[Route, ...], settings: Settings, concurrency: int) -> None:
@@ -38,6 +39,11 @@ def run_worker(app: App, routes: tuple[Route, ...], settings: Settings, concurre
         _on_signals(worker.drain)
         _calm_the_collector()
         await worker.run()
+        if worker.occupied_threads:
+            # Python waits for its threads before it ends; their jobs have gone back to their queues long since.
+            logger.warning("%d threads did not end in time and are left behind", worker.occupied_threads)
+            logging.shutdown()
+            os._exit(0)
 
     _run(work)
 
@@ -59,17 +65,16 @@ def _calm_the_collector() -> None:
 
 def _on_signals(drain: Callable[[], None]) -> None:
     """The first signal drains. The second ends the process: the broker takes back what was unsettled."""
-    asked = False
+    loop = asyncio.get_running_loop()
 
     def handle() -> None:
-        nonlocal asked
-        if asked:
-            os._exit(STOPPED_AT_ONCE)
-        asked = True
+        for number in _STOP_SIGNALS:
+            # Not by way of the event loop: a handler that blocks it may be the very reason for a second signal.
+            loop.remove_signal_handler(number)
+            signal.signal(number, lambda *_: os._exit(STOPPED_AT_ONCE))
         drain()
 
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _STOP_SIGNALS:
         loop.add_signal_handler(number, handle)
 
 

@@ -64,6 +64,7 @@ class Subscription:
         self._on_lost = on_lost
         self._channel: Channel | None = None
         self._tag: str | None = None
+        self._closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._ended = False
 
     @property
@@ -71,21 +72,20 @@ class Subscription:
         """Whether the broker delivers to us."""
         return self._tag is not None and self._channel is not None and bool(self._channel.is_open)
 
-    async def start(self) -> None:
-        """Opens the channel and consumes. Raises BrokerUnreachable if the connection goes meanwhile."""
+    async def open(self) -> None:
+        """Opens the channel; `resume` consumes. Raises BrokerUnreachable if the connection goes meanwhile."""
         channel = await self._connection.channel()
         self._channel = channel
         self.acks = Acks(channel, asyncio.get_running_loop())
         self._connection.take(channel, self._deliver)
-        channel.add_on_close_callback(lambda _, reason: self._end(f"channel closed: {reason}"))
+        channel.add_on_close_callback(lambda _, reason: self._on_closed(reason))
         channel.add_on_cancel_callback(lambda _: self._end("the broker cancelled the consumer"))
         await self._answered(lambda done: channel.basic_qos(prefetch_count=self._prefetch, callback=done))
-        await self.resume()
 
-    async def resume(self) -> None:
-        """Consumes (again). Does nothing on a channel that is gone."""
+    def resume(self) -> None:
+        """Consumes (again). Does nothing on a channel that is gone, or that consumes already."""
         channel = self._channel
-        if channel is not None and channel.is_open and self._tag is None:
+        if channel is not None and channel.is_open and self._tag is None and not self._ended:
             self._tag = channel.basic_consume(self.queue, _never)
             # Nothing to wait for: a refusal closes the channel, and on_lost says so.
 
@@ -96,19 +96,39 @@ class Subscription:
         if channel is not None and channel.is_open and tag is not None:
             try:
                 await self._answered(lambda done: channel.basic_cancel(tag, callback=done))
-            except BrokerUnreachable:
-                logger.debug("the connection went while the consumer on %s was being cancelled", self.queue)
+            except BrokerUnreachable as error:
+                logger.debug("the consumer on %s ended while it was being cancelled: %s", self.queue, error)
+
+    def flush(self) -> None:
+        """Acknowledges what is finished, now."""
+        if self._channel is not None:
+            self.acks.flush()
+
+    async def retire(self, pause: float) -> None:
+        """Closes the channel of a consumer that has ended, once all of its deliveries are settled."""
+        while self._channel is not None and self._channel.is_open:
+            if not self.acks.unfinished:
+                self.acks.flush()
+                self._channel.close()
+                return
+            await asyncio.sleep(pause)
 
     async def _answered(self, ask: Callable[[Callable[[Any], None]], Any]) -> None:
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         ask(resolver(answer))
-        await asyncio.wait({answer, self._connection.closed}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({answer, self._closed, self._connection.closed}, return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
-            raise BrokerUnreachable(f"the connection closed: {self._connection.closed.result()}")
+            gone = self._connection.closed
+            raise BrokerUnreachable(f"the connection closed: {gone.result()}" if gone.done() else "the channel closed")
 
     def _deliver(self, tag: int, redelivered: bool, properties: BasicProperties, body: bytes) -> None:
         self.acks.open(tag)
         self._on_delivery(Delivery(self, tag, redelivered, properties, body))
+
+    def _on_closed(self, reason: Exception) -> None:
+        if not self._closed.done():
+            self._closed.set_result(None)
+        self._end(f"channel closed: {reason}")
 
     def _end(self, reason: str) -> None:
         if not self._ended and self._connection.is_open:

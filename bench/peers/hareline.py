@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from hareline import App, BlockingProducer, Job, JobType, Producer, Retry, Transient
 from peers import meter
 
-CONCURRENCY = int(os.environ.get("BENCH_CONCURRENCY", "200"))
+CONCURRENCY = int(os.environ.get("BENCH_CONCURRENCY", "1000"))
 BATCH = 1000  # payloads per enqueue_many
 METER = meter.Meter()
 
