@@ -30,6 +30,10 @@ REMEMBERED_FOR: Final = 300.0
 """Seconds. What did not come back by then went to another worker; an equal id later on is another order of the job."""
 
 
+_BROKERS_COUNTS: Final = frozenset({"x-delivery-count", "x-acquired-count"})
+"""Headers of a quorum queue. From 4.3 on a message that was only given back carries the second alone."""
+
+
 class Crew(Protocol):
     """What the worker offers, so that one job can be alone."""
 
@@ -66,7 +70,7 @@ class Readmission:
             yield known
             return
         returns = opened.deliveries
-        counted_by_broker = "x-delivery-count" in opened.headers
+        counted_by_broker = not _BROKERS_COUNTS.isdisjoint(opened.headers)
         if delivery.redelivered and not counted_by_broker:
             returns += 1
         if returns >= job_type.delivery_limit:

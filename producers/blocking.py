@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import weakref
 from collections.abc import Iterable
 from concurrent.futures import Future
 from datetime import datetime
@@ -19,6 +20,8 @@ from topology.errors import ProducerClosed, PublishError
 from topology.settings import Settings
 
 P = TypeVar("P")
+
+_LAST_WORDS = 5.0
 
 
 class BlockingProducer:
@@ -35,6 +38,7 @@ class BlockingProducer:
         self._lock = threading.Lock()
         self._closed = False
         self._engine: _Engine | None = None
+        _producers.add(self)
 
     def __enter__(self) -> Self:
         return self
@@ -66,7 +70,7 @@ class BlockingProducer:
             key=key,
             correlation_id=correlation_id,
         )
-        self._running().publish(message, self._settings.publish_timeout if timeout is None else timeout)
+        self._running().publish(message, self._orders.timeout(timeout))
         return job_id_of(message)
 
     def enqueue_many(
@@ -100,41 +104,71 @@ class BlockingProducer:
         with self._lock:
             self._closed = True
             engine, self._engine = self._engine, None
-        if engine is not None and engine.pid == os.getpid():
+        if engine is not None:
             engine.stop()
 
     def _running(self) -> _Engine:
         engine = self._engine
-        if engine is not None and engine.pid == os.getpid():
+        if engine is not None:
             return engine
         with self._lock:
             if self._closed:
                 raise ProducerClosed("this producer was closed")
-            if self._engine is None or self._engine.pid != os.getpid():
+            if self._engine is None:
                 self._engine = _Engine(self._settings)
             return self._engine
+
+    def _start_over(self) -> None:
+        """In the child of a fork: the thread stayed with the parent, and so did whoever held the lock."""
+        self._lock = threading.Lock()
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            # Were it collected, its sockets would be taken off the selector that both processes share.
+            _left_to_parent.append(engine)
+
+
+_producers: weakref.WeakSet[BlockingProducer] = weakref.WeakSet()
+_left_to_parent: list[_Engine] = []
+
+
+def _after_fork() -> None:
+    for producer in list(_producers):
+        producer._start_over()  # noqa: SLF001 - this module's own
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class _Engine:
     """The thread, its loop and the producer in it."""
 
     def __init__(self, settings: Settings) -> None:
-        self.pid = os.getpid()
+        self.producer = Producer(settings)
         self._loop = _new_loop()
+        self._gate = threading.Lock()
+        self._ended = False
         self._thread = threading.Thread(target=self._loop.run_forever, name="hareline producer", daemon=True)
         self._thread.start()
-        self.producer = Producer(settings)
         self.call(self.producer.open())
 
     def publish(self, message: Message, timeout: float) -> None:
         """Publishes one message and waits for its confirm: one hop into the loop, one back, and nothing in between."""
         receipt = _Receipt()
-        self._loop.call_soon_threadsafe(self.producer.post, message, timeout, receipt)
+        with self._gate:
+            self._admit()
+            self._loop.call_soon_threadsafe(self.producer.post, message, timeout, receipt)
         receipt.wait()
 
     def call(self, work: Any) -> Any:
         """Runs a coroutine in the loop and waits for it; an interrupt (Ctrl-C) cancels it."""
-        result: Future[Any] = asyncio.run_coroutine_threadsafe(work, self._loop)
+        with self._gate:
+            try:
+                self._admit()
+            except ProducerClosed:
+                work.close()
+                raise
+            result: Future[Any] = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return result.result()
         except BaseException:
@@ -142,10 +176,26 @@ class _Engine:
             raise
 
     def stop(self) -> None:
-        self.call(self.producer.close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        """Flushes, and ends the thread; other threads' calls end with what is known of their jobs."""
+        try:
+            self.call(self._finish())
+        finally:
+            # What came before this is in the loop ahead of its end; what comes after is turned away.
+            with self._gate:
+                self._ended = True
+                self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    async def _finish(self) -> None:
+        await self.producer.close()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        if others:
+            await asyncio.wait(others, timeout=_LAST_WORDS)
+
+    def _admit(self) -> None:
+        if self._ended:
+            raise ProducerClosed("this producer was closed")
 
 
 class _Receipt:

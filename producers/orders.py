@@ -12,6 +12,8 @@ from topology.settings import Settings
 from topology.spec import Names
 
 _SHORT_STRING = 255  # AMQP's limit for message id, correlation id and routing key
+_LONGEST_TIMEOUT = 365 * 86400.0
+_OUT_OF_REACH = 1e12  # seconds: more than any ladder holds, and few enough to be a float
 
 
 class OrderBook:
@@ -20,6 +22,7 @@ class OrderBook:
     def __init__(self, settings: Settings) -> None:
         self._names = Names(settings.namespace)
         self._max_payload = settings.max_payload
+        self._publish_timeout = settings.publish_timeout
 
     def message(
         self,
@@ -50,6 +53,14 @@ class OrderBook:
             headers=trace_headers(),
         )
 
+    def timeout(self, seconds: float | None) -> float:
+        """How long a publish may take: ``seconds``, or the setting. Infinity is a year."""
+        if seconds is None:
+            return self._publish_timeout
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
+            raise OptionInvalid(f"timeout is {seconds!r}: zero or more seconds are needed")
+        return float(min(seconds, _LONGEST_TIMEOUT))
+
 
 def _priority(job_type: JobType[Any], priority: int | None) -> int | None:
     if not job_type.priority:
@@ -73,23 +84,29 @@ def _delay(delay: float | None, at: datetime | None) -> float:
     if delay is not None and at is not None:
         raise OptionInvalid("give either delay or at, not both")
     if at is not None:
-        if at.tzinfo is None:
+        if not isinstance(at, datetime):
+            raise OptionInvalid(f"at is {at!r}: a datetime is needed")
+        if at.utcoffset() is None:
             raise OptionInvalid(f"at is {at.isoformat()}: a time needs a zone, for example datetime.now(UTC)")
         return max(0.0, (at - datetime.now(UTC)).total_seconds())
     if delay is None:
         return 0.0
     if isinstance(delay, bool) or not isinstance(delay, int | float):
         raise OptionInvalid(f"delay is {delay!r}: seconds are needed")
-    if delay < 0:
+    if not delay >= 0:
         raise OptionInvalid(f"delay is {delay}: it must be zero or more seconds")
-    return float(delay)
+    return float(min(delay, _OUT_OF_REACH))
 
 
 def _checked(name: str, text: str) -> str:
     if not isinstance(text, str) or not text:
         raise OptionInvalid(f"{name} is {text!r}: a text that is not empty is needed")
-    if name == "correlation_id" and len(text.encode()) > _SHORT_STRING:
-        raise OptionInvalid(f"{name} has {len(text.encode())} bytes: at most {_SHORT_STRING} fit into a message")
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise OptionInvalid(f"{name} is {text!r}: {error.reason}") from None
+    if name == "correlation_id" and size > _SHORT_STRING:
+        raise OptionInvalid(f"{name} has {size} bytes: at most {_SHORT_STRING} fit into a message")
     return text
 
 

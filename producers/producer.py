@@ -50,7 +50,7 @@ class Producer:
 
     async def close(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - part of the contract
         """Waits until all is confirmed, up to ``timeout`` seconds (default: the publish timeout), and disconnects."""
-        await self._publisher.stop(self._settings.publish_timeout if timeout is None else timeout)
+        await self._publisher.stop(self._orders.timeout(timeout))
 
     async def enqueue(
         self,
@@ -79,7 +79,7 @@ class Producer:
             key=key,
             correlation_id=correlation_id,
         )
-        await self._publisher.send(message, self._settings.publish_timeout if timeout is None else timeout)
+        await self._publisher.send(message, self._orders.timeout(timeout))
         return job_id_of(message)
 
     async def enqueue_many(
@@ -96,23 +96,27 @@ class Producer:
         """The ids of all jobs, in order, once the broker has confirmed every one; pipelined.
 
         ``timeout`` is seconds from the sending of each. Raises BatchError if some were not accepted; it says which.
-        The iterable is read as the broker confirms, so it may be long.
+        The iterable is read as the broker confirms, so it may be long. Should it raise, or the call be cancelled,
+        then what has been sent may run.
         """
         options: dict[str, Any] = {"priority": priority, "delay": delay, "at": at, "correlation_id": correlation_id}
-        seconds = self._settings.publish_timeout if timeout is None else timeout
+        seconds = self._orders.timeout(timeout)
         batch = _Batch()
         window = self._settings.max_unconfirmed
-        for payload in payloads:
-            try:
-                message = self._orders.message(job_type, payload, **options)
-            except EnqueueError as error:
-                batch.fail(error)
-                continue
-            batch.expect(message, self._publisher.send(message, seconds))
-            if batch.open >= window:
-                # Half of them are still on their way meanwhile, so the pipeline never runs dry.
-                await batch.collect(window // 2)
-        await batch.collect(batch.open)
+        try:
+            for payload in payloads:
+                try:
+                    message = self._orders.message(job_type, payload, **options)
+                except EnqueueError as error:
+                    batch.fail(error)
+                    continue
+                batch.expect(message, self._publisher.send(message, seconds))
+                if batch.open >= window:
+                    # Half of them are still on their way meanwhile, so the pipeline never runs dry.
+                    await batch.collect(max(1, window // 2))
+            await batch.collect(batch.open)
+        finally:
+            batch.give_up()
         return batch.ids()
 
 
@@ -140,11 +144,17 @@ class _Batch:
     async def collect(self, count: int) -> None:
         """Waits for the oldest ``count``. They resolve nearly in order, so this wakes far less often than a gather."""
         for _ in range(count):
-            index, future = self._open.popleft()
+            index, future = self._open[0]
             try:
                 await future
             except EnqueueError as error:
                 self._outcomes[index] = error
+            self._open.popleft()
+
+    def give_up(self) -> None:
+        """Nobody waits for what is still open, if anything is."""
+        for _, future in self._open:
+            future.cancel()
 
     def ids(self) -> list[str]:
         """All ids, or BatchError."""

@@ -32,6 +32,7 @@ UNDECODABLE: Final = "hareline-undecodable"
 _BROKER_HEADERS = ("x-death", "x-first-death", "x-last-death", "x-delivery-count", "x-acquired-count")
 
 CONTENT_TYPE: Final = "application/json"
+TRANSIENT: Final = 1
 PERSISTENT: Final = 2
 
 
@@ -168,7 +169,7 @@ def open_envelope(properties: BasicProperties, body: bytes, queue_type: str) -> 
     headers = properties.headers or _NO_HEADERS
     attempt = _count(headers, ATTEMPT, 1) if headers else 1
     deliveries = _count(headers, DELIVERIES, 0) + _count(headers, "x-delivery-count", 0) if headers else 0
-    if headers and UNDECODABLE in headers:
+    if UNDECODABLE in headers:
         raise Malformed(f"the message's properties cannot be decoded: {headers[UNDECODABLE]}")
     encoding = properties.content_encoding
     if encoding and encoding.lower() not in {"utf-8", "identity"}:
@@ -199,5 +200,7 @@ def _count(headers: Mapping[str, Any], name: str, default: int) -> int:
 
 def notice(names: Names, routing_key: str, body: bytes) -> Message:
     """An event for whoever listens on the events exchange; nobody may. ``body`` is JSON."""
-    properties = BasicProperties(content_type=CONTENT_TYPE, message_id=new_id(), timestamp=int(time.time()))
+    properties = BasicProperties(
+        content_type=CONTENT_TYPE, delivery_mode=TRANSIENT, message_id=new_id(), timestamp=int(time.time())
+    )
     return Message(names.events, routing_key, properties, body, mandatory=False)

@@ -19,7 +19,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from topology.capabilities import Capabilities
 from topology.envelope import Message
-from topology.errors import BrokerUnreachable, HarelineError
+from topology.errors import BrokerUnreachable, HarelineError, SettingsError
 from topology.wire import OnDelivery, Wire
 
 T = TypeVar("T")
@@ -28,8 +28,11 @@ logger = logging.getLogger(__name__)
 
 HEARTBEAT = 30
 CONNECT_TIMEOUT = 10.0
+LEAST_CONNECT_TIMEOUT = 3.0
 CLOSE_TIMEOUT = 5.0
 UNFIT_PAUSE = 2.0
+SHORT_LIFE = 1.0
+SHORT_LIFE_PAUSE = 0.1
 
 
 def shown(url: str) -> str:
@@ -49,7 +52,14 @@ def resolver(future: asyncio.Future[T]) -> Callable[[T], None]:
 
 
 def _parameters(url: str, name: str) -> pika.URLParameters:
-    parameters = pika.URLParameters(url)
+    try:
+        parameters = pika.URLParameters(url)
+    except Exception as error:
+        # The URL may hold a password, and so may pika's words on it.
+        raise SettingsError(
+            f"HARELINE_BROKER_URL: an address at '{url.rpartition('@')[2]}' has a part that means nothing; "
+            "write amqp://user:password@host:5672/vhost?heartbeat=30"
+        ) from error
     if "heartbeat=" not in url:
         parameters.heartbeat = HEARTBEAT
     parameters.client_properties = {"connection_name": name, "product": "hareline"}
@@ -80,6 +90,8 @@ class Connection:
             on_close_callback=self._on_close,
             custom_ioloop=loop,
         )
+        self._amqp.add_on_connection_blocked_callback(lambda *_: self._set_blocked(True))
+        self._amqp.add_on_connection_unblocked_callback(lambda *_: self._set_blocked(False))
         try:
             async with asyncio.timeout(timeout):
                 await self._opened
@@ -89,8 +101,6 @@ class Connection:
         except asyncio.CancelledError:
             self._abandon()
             raise
-        self._amqp.add_on_connection_blocked_callback(lambda *_: self._set_blocked(True))
-        self._amqp.add_on_connection_unblocked_callback(lambda *_: self._set_blocked(False))
         return self
 
     @property
@@ -162,6 +172,7 @@ class Connection:
             async with asyncio.timeout(CLOSE_TIMEOUT):
                 await asyncio.shield(self.closed)
         except TimeoutError:
+            self._amqp.abort()
             self._on_close(None, ConnectionAbortedError("no answer to our close"))
 
     def _abandon(self) -> None:
@@ -209,12 +220,17 @@ OnDown = Callable[[str], None]
 class Link:
     """A connection that comes back. ``on_up`` runs for each new connection, ``on_down`` when it is lost.
 
-    An ``on_up`` that raises closes that connection; the next attempt follows after a pause.
+    An ``on_up`` that raises closes that connection; the next attempt follows after a pause. Raises SettingsError
+    for a URL that is none.
     """
 
     def __init__(self, urls: Sequence[str], name: str, *, on_up: OnUp, on_down: OnDown) -> None:
+        for url in urls:
+            _parameters(url, name)  # an address that means nothing is known now, not when it is tried
         self._urls: Iterator[str] = itertools.cycle(urls)
         self._round = len(urls)
+        # With several brokers, one that is silently gone must not use up the time a publish may wait.
+        self._patience = max(LEAST_CONNECT_TIMEOUT, CONNECT_TIMEOUT / self._round)
         self._name = name
         self._on_up = on_up
         self._on_down = on_down
@@ -240,15 +256,16 @@ class Link:
         while True:
             connection = await self._connect()
             self.connection = connection
+            since = asyncio.get_running_loop().time()
+            unfit = False
             try:
                 await self._on_up(connection)
                 reason = await asyncio.shield(connection.closed)
-                pause = 0.0
             except Exception as error:
                 reason = str(error)
-                pause = UNFIT_PAUSE
                 if not isinstance(error, HarelineError):
                     logger.exception("connection %s could not be put to use: this is a fault in Hareline", self._name)
+                unfit = not connection.closed.done()
                 await connection.close()
             finally:
                 self.connection = None
@@ -256,7 +273,8 @@ class Link:
             if self._task is not None:
                 logger.warning("connection %s lost: %s", self._name, reason)
             self._on_down(reason)
-            await asyncio.sleep(pause)
+            brief = asyncio.get_running_loop().time() - since < SHORT_LIFE
+            await asyncio.sleep(UNFIT_PAUSE if unfit else SHORT_LIFE_PAUSE if brief else 0.0)
 
     async def _connect(self) -> Connection:
         """Tries every URL at once in turn, then pauses: 50 ms at first, 5 s at most, with jitter."""
@@ -266,7 +284,7 @@ class Link:
             before_sleep=self._note,
         ):
             with attempt:
-                return await Connection.open(next(self._urls), self._name)
+                return await Connection.open(next(self._urls), self._name, self._patience)
         raise AssertionError("unreachable: retries never stop")
 
     def _pause(self, state: RetryCallState) -> float:

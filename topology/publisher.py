@@ -13,12 +13,14 @@ from collections import deque
 from typing import Any, Protocol
 
 from pika.channel import Channel
+from pika.exceptions import AMQPConnectionError, AMQPChannelError
 from pika.frame import Method
 from pika.spec import Basic, BasicProperties
 
 from topology.envelope import Message
 from topology.errors import (
     BrokerBlocked,
+    BrokerUnreachable,
     ConnectionLost,
     NotConfirmed,
     ProducerClosed,
@@ -31,6 +33,9 @@ from topology.settings import Settings
 
 NO_ROUTE = 312
 NOT_FOUND = 404
+COARSENESS = 0.01
+"""Seconds that a deadline may pass by, so that many close to each other cost one look, not one each."""
+
 _EXCHANGE_IN_TEXT = re.compile(r"exchange '([^']+)'")
 
 
@@ -77,7 +82,8 @@ class Publisher:
         self._unconfirmed: dict[int, _Pending] = {}
         self._lowest = 1
         self._next_tag = 1
-        self._returned: dict[str, str] = {}
+        self._returned: dict[str, list[str]] = {}
+        self._reopening: asyncio.Task[None] | None = None
         self._alarm: asyncio.TimerHandle | None = None
         self._drained: asyncio.Event = asyncio.Event()
         self._drained.set()
@@ -87,7 +93,12 @@ class Publisher:
     # -- life ------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begins to connect, in the background; messages may be sent at once and wait until it is up."""
+        """Begins to connect, in the background; messages may be sent at once and wait until it is up.
+
+        No effect on one that is open.
+        """
+        if self._state != "new":
+            return
         self._loop = asyncio.get_running_loop()
         self._state = "open"
         self._link.start()
@@ -98,15 +109,19 @@ class Publisher:
             return
         self._state = "closing"
         try:
+            self._drop_given_up()
             async with asyncio.timeout(timeout):
                 await self._drained.wait()
         except TimeoutError:
+            pass
+        finally:
             for pending in [*self._unconfirmed.values(), *self._waiting]:
                 self._fail(pending, self._overdue(pending))
-        self._state = "closed"
-        if self._alarm is not None:
-            self._alarm.cancel()
-        await self._link.stop()
+            self._state = "new"
+            if self._alarm is not None:
+                self._alarm.cancel()
+                self._alarm = None
+            await self._link.stop()
 
     @property
     def is_up(self) -> bool:
@@ -148,12 +163,20 @@ class Publisher:
         return not self._blocked and len(self._unconfirmed) < self._limit
 
     def _transmit(self, pending: _Pending) -> None:
-        pending.sent = True
-        self._unconfirmed[self._next_tag] = pending
-        self._next_tag += 1
         assert self._channel is not None
         assert self._connection is not None
-        self._connection.publish(self._channel, pending.message)
+        try:
+            self._connection.publish(self._channel, pending.message)
+        except (AMQPConnectionError, AMQPChannelError):
+            # It is closing, and our callback comes next: that one sends again what waits.
+            self._channel = None
+            self._waiting.appendleft(pending)
+        except Exception as error:  # noqa: BLE001 - whatever the codec dislikes; counting it would shift all tags
+            self._fail(pending, Refused(f"the message cannot be written as AMQP: {error}"))
+        else:
+            pending.sent = True
+            self._unconfirmed[self._next_tag] = pending
+            self._next_tag += 1
 
     def _pump(self) -> None:
         """Sends what waits, oldest first, as far as the window and the broker allow."""
@@ -161,8 +184,16 @@ class Publisher:
             pending = self._waiting.popleft()
             if not pending.future.done():
                 self._transmit(pending)
+        self._note_drained()
+
+    def _note_drained(self) -> None:
         if not self._waiting and not self._unconfirmed:
             self._drained.set()
+
+    def _drop_given_up(self) -> None:
+        """Forgets what waits though its caller has gone."""
+        self._waiting = deque(p for p in self._waiting if not p.future.done())
+        self._note_drained()
 
     # -- what the broker says --------------------------------------------------------------------------------------
 
@@ -185,9 +216,10 @@ class Publisher:
 
     def _settle(self, pending: _Pending, refused: bool) -> None:
         future = pending.future
+        text = self._return_of(pending.message) if self._returned else None
         if future.done():
             return
-        if self._returned and (text := self._returned.pop(pending.message.properties.message_id, None)):
+        if text is not None:
             future.set_exception(Unroutable(text))
         elif refused:
             message = pending.message
@@ -200,10 +232,21 @@ class Publisher:
     def _on_return(self, _: Channel, method: Any, properties: BasicProperties, __: bytes) -> None:
         # The broker sends a return before the confirm of the same message, so this text is there when that comes.
         cause = "no queue takes it" if method.reply_code == NO_ROUTE else method.reply_text
-        self._returned[properties.message_id] = (
+        self._returned.setdefault(properties.message_id, []).append(
             f"exchange '{method.exchange}', key '{method.routing_key}': {cause}. "
             "Does the topology know this job type? See 'hareline topology plan'"
         )
+
+    def _return_of(self, message: Message) -> str | None:
+        """Why the message came back, if it did. Several with one id (the same key twice) may be on their way."""
+        job_id = message.properties.message_id
+        texts = self._returned.get(job_id)
+        if texts is None:
+            return None
+        text = texts.pop()
+        if not texts:
+            del self._returned[job_id]
+        return text
 
     # -- connection ------------------------------------------------------------------------------------------------
 
@@ -213,17 +256,28 @@ class Publisher:
         await self._open_channel(connection)
 
     async def _open_channel(self, connection: Connection) -> None:
+        """Raises BrokerUnreachable if the channel, or all of the connection, goes before it is in use."""
         channel = await connection.channel()
+        answered: asyncio.Future[Any] = self._loop.create_future()
+        answer = resolver(answered)
+        channel.add_on_close_callback(lambda *_: answer(None))
         channel.add_on_close_callback(self._on_channel_closed)
         channel.add_on_return_callback(self._on_return)
-        selected: asyncio.Future[Any] = self._loop.create_future()
-        channel.confirm_delivery(self._on_confirm, resolver(selected))
-        await asyncio.wait({selected, connection.closed}, return_when=asyncio.FIRST_COMPLETED)
-        if selected.done():
-            self._returned.clear()
-            self._lowest = self._next_tag = 1
-            self._connection, self._channel = connection, channel
-            self._pump()
+        if channel.is_open:
+            channel.confirm_delivery(self._on_confirm, answer)
+            await answered
+        if not channel.is_open:
+            raise BrokerUnreachable("the channel closed before it was in use")
+        self._returned.clear()
+        self._lowest = self._next_tag = 1
+        self._connection, self._channel = connection, channel
+        self._pump()
+
+    async def _reopen(self, connection: Connection) -> None:
+        try:
+            await self._open_channel(connection)
+        except BrokerUnreachable:
+            await connection.close()  # the link brings a new one
 
     def _on_blocked(self, blocked: bool) -> None:
         self._blocked = blocked
@@ -239,6 +293,7 @@ class Publisher:
         """What was sent and not confirmed waits again, ahead of the rest and in its old order."""
         unconfirmed, self._unconfirmed = self._unconfirmed, {}
         self._waiting.extendleft(p for p in reversed(list(unconfirmed.values())) if not p.future.done())
+        self._note_drained()
 
     def _on_channel_closed(self, channel: Channel, reason: Any) -> None:
         """The broker closed the channel over one message. That one fails; the others go again on a new channel."""
@@ -250,8 +305,7 @@ class Publisher:
             return  # the whole connection is going: _down follows
         self._fail_culprits(getattr(reason, "reply_code", 0), getattr(reason, "reply_text", str(reason)))
         self._wait_again()
-        task = self._loop.create_task(self._open_channel(connection))
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._reopening = self._loop.create_task(self._reopen(connection))
 
     def _fail_culprits(self, code: int, text: str) -> None:
         named = _EXCHANGE_IN_TEXT.search(text)
@@ -281,12 +335,10 @@ class Publisher:
         for pending in remaining:
             if pending.deadline <= now:
                 self._fail(pending, self._overdue(pending))
-        self._waiting = deque(p for p in self._waiting if not p.future.done())
+        self._drop_given_up()
         later = min((p.deadline for p in remaining if p.deadline > now), default=None)
         if later is not None:
-            self._arm(later)
-        if not self._waiting and not self._unconfirmed:
-            self._drained.set()
+            self._arm(max(later, now + COARSENESS))
 
     def _fail(self, pending: _Pending, error: PublishError) -> None:
         if not pending.future.done():

@@ -22,6 +22,9 @@ from topology.envelope import UNDECODABLE, Message
 OnDelivery = Callable[[int, bool, BasicProperties, bytes], None]
 """Delivery tag, redelivered, properties, body."""
 
+BURST: Final = 100
+"""Publishes that are written together, at most."""
+
 _METHOD, _HEADER, _BODY, _END = 1, 2, 3, 0xCE
 _DELIVER: Final = b"\x00\x3c\x00\x3c"
 _HEADER_START: Final = struct.Struct(">HHQ")
@@ -54,16 +57,17 @@ def encode_properties(properties: BasicProperties) -> bytes:
     """Flags and values, as the content header carries them."""
     p = properties
     if (
-        p.headers
-        or p.content_encoding
-        or p.reply_to
-        or p.expiration
-        or p.user_id
-        or p.app_id
-        or p.cluster_id
+        p.headers is not None
+        or p.content_encoding is not None
+        or p.reply_to is not None
+        or p.expiration is not None
+        or p.user_id is not None
+        or p.app_id is not None
+        or p.cluster_id is not None
         or p.message_id is None
         or p.content_type is None
         or p.timestamp is None
+        or p.delivery_mode is None
     ):
         return b"".join(p.encode())
     flags = _CONTENT_TYPE | _DELIVERY_MODE | _MESSAGE_ID | _TIMESTAMP
@@ -81,7 +85,7 @@ def encode_properties(properties: BasicProperties) -> bytes:
     return b"".join((
         _SHORT.pack(flags),
         _short(p.content_type),
-        bytes((p.delivery_mode or 1,)),
+        bytes((p.delivery_mode,)),
         middle,
         _short(p.message_id),
         _LONGLONG.pack(p.timestamp),
@@ -108,46 +112,66 @@ def encode_publish(channel: int, message: Message) -> bytes:
 # -- in ----------------------------------------------------------------------------------------------------------------
 
 
-def decode_properties(buffer: bytes, at: int) -> BasicProperties:
-    """Properties from a content header whose flags begin at ``at``."""
+def decode_properties(buffer: bytes, at: int, stop: int) -> BasicProperties:
+    """Properties from a content header whose flags begin at ``at`` and which ends before ``stop``.
+
+    What cannot be decoded is left out and named in the header UNDECODABLE: one bad message must not cost the
+    connection, on which it would be delivered again and again.
+    """
     (flags,) = _SHORT.unpack_from(buffer, at)
     if flags & ~_PLAIN:
-        return _decode_by_pika(buffer, at)
+        return _decode_by_pika(buffer[at:stop])
+    start = at
     at += 2
     values: dict[str, Any] = {}
-    if flags & _CONTENT_TYPE:
-        values["content_type"], at = _text(buffer, at)
-    if flags & _DELIVERY_MODE:
-        values["delivery_mode"] = buffer[at]
-        at += 1
-    if flags & _PRIORITY:
-        values["priority"] = buffer[at]
-        at += 1
-    if flags & _CORRELATION:
-        values["correlation_id"], at = _text(buffer, at)
-    if flags & _MESSAGE_ID:
-        values["message_id"], at = _text(buffer, at)
-    if flags & _TIMESTAMP:
-        (values["timestamp"],) = _LONGLONG.unpack_from(buffer, at)
-        at += 8
-    if flags & _TYPE:
-        values["type"], at = _text(buffer, at)
+    try:
+        if flags & _CONTENT_TYPE:
+            values["content_type"], at = _text(buffer, at)
+        if flags & _DELIVERY_MODE:
+            values["delivery_mode"] = buffer[at]
+            at += 1
+        if flags & _PRIORITY:
+            values["priority"] = buffer[at]
+            at += 1
+        if flags & _CORRELATION:
+            values["correlation_id"], at = _text(buffer, at)
+        if flags & _MESSAGE_ID:
+            values["message_id"], at = _text(buffer, at)
+        if flags & _TIMESTAMP:
+            (values["timestamp"],) = _LONGLONG.unpack_from(buffer, at)
+            at += 8
+        if flags & _TYPE:
+            values["type"], at = _text(buffer, at)
+    except (UnicodeDecodeError, IndexError, struct.error):
+        return _decode_by_pika(buffer[start:stop])
+    if at > stop:
+        return BasicProperties(headers={UNDECODABLE: "the properties end before they should"})
     return BasicProperties(**values)
 
 
-def _decode_by_pika(buffer: bytes, at: int) -> BasicProperties:
+def _decode_by_pika(encoded: bytes) -> BasicProperties:
     properties = BasicProperties()
     try:
-        properties.decode(buffer, at)
-    except Exception as error:  # noqa: BLE001 - one message that pika cannot read must not cost the connection
+        properties.decode(encoded)
+    except Exception as error:  # noqa: BLE001 - pika lets a dozen kinds through
         return BasicProperties(headers={UNDECODABLE: f"{type(error).__name__}: {error}"})
+    # pika hands out as bytes what should be a text and is not UTF-8.
+    bad = [name for name, value in vars(properties).items() if isinstance(value, bytes)]
+    for name in bad:
+        setattr(properties, name, None)
+    headers = properties.headers
+    if headers and not all(isinstance(name, str) for name in headers):
+        bad.append("a header's name")
+        headers = {name: value for name, value in headers.items() if isinstance(name, str)}
+    if bad:
+        properties.headers = {**(headers or {}), UNDECODABLE: f"not UTF-8: {', '.join(bad)}"}
     return properties
 
 
 def _text(buffer: bytes, at: int) -> tuple[str, int]:
     start = at + 1
     end = start + buffer[at]
-    return buffer[start:end].decode(errors="replace"), end
+    return buffer[start:end].decode(), end
 
 
 class _Taker:
@@ -167,9 +191,9 @@ class _Taker:
         self.tag, redelivered = _TAG.unpack_from(buffer, at + 1 + buffer[at])  # behind the consumer tag
         self.redelivered = bool(redelivered)
 
-    def header(self, buffer: bytes, at: int) -> None:
+    def header(self, buffer: bytes, at: int, stop: int) -> None:
         (self.remaining,) = _LONGLONG.unpack_from(buffer, at + 4)
-        self.properties = decode_properties(buffer, at + 12)
+        self.properties = decode_properties(buffer, at + 12, stop)
         if not self.remaining:
             self._finish(b"")
 
@@ -214,24 +238,33 @@ class Wire(AsyncioConnection):  # type: ignore[misc]  # pika brings no types
             )
             return
         frames = encode_publish(channel.channel_number, message)
-        if self._collecting:
-            self._outgoing.append(frames)
-        else:
+        if not self._collecting:
             # The first of a turn leaves at once: a lone publish waits for nobody.
             self._collecting = True
             self.ioloop.call_soon(self.flush)
-            idle = not self._transport.get_write_buffer_size()
-            self._output_marshaled_frames([frames])
-            if idle:
-                # pika would wait for the selector to say that the socket takes data: it does, nearly always.
-                self._transport._on_socket_writable()  # noqa: SLF001
+            self._write(frames)
+            return
+        self._outgoing.append(frames)
+        if len(self._outgoing) >= BURST:
+            # In a long turn the broker works on the first hundred while the next are being made.
+            self._spill()
 
     def flush(self) -> None:
         """Writes what `publish` has collected. What a closed connection cannot take is unconfirmed, and known to be."""
         self._collecting = False
+        self._spill()
+
+    def _spill(self) -> None:
         outgoing, self._outgoing = self._outgoing, []
         if outgoing and self.is_open:
-            self._output_marshaled_frames([b"".join(outgoing)])
+            self._write(b"".join(outgoing))
+
+    def _write(self, data: bytes) -> None:
+        idle = not self._transport.get_write_buffer_size()
+        self._output_marshaled_frames([data])
+        if idle:
+            # pika would wait for the selector to say that the socket takes data: it does, nearly always.
+            self._transport._on_socket_writable()  # noqa: SLF001
 
     def _on_data_available(self, data_in: bytes) -> None:
         if not self._takers:
@@ -253,7 +286,7 @@ class Wire(AsyncioConnection):  # type: ignore[misc]  # pika brings no types
             elif kind == _METHOD and buffer[start : start + 4] == _DELIVER:
                 taker.begin(buffer, start + 4)
             elif kind == _HEADER and taker.tag:
-                taker.header(buffer, start)
+                taker.header(buffer, start, stop)
             elif kind == _BODY and taker.tag:
                 taker.body(buffer[start:stop])
             else:

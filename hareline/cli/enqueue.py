@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from datetime import datetime
 from typing import Any
 
 import click
+from pydantic import ValidationError
 
 from hareline.cli.loading import load_app
 from producers.producer import Producer
 from topology.contract import JobType
 from topology.duration import parse_duration
-from topology.errors import OptionInvalid
+from topology.errors import OptionInvalid, PayloadInvalid
 from topology.settings import Settings
 
 
@@ -74,16 +76,29 @@ def enqueue(
     known = {job_type.name: job_type for job_type in load_app(settings.app).job_types}
     if type_name not in known:
         raise click.UsageError(f"no job type '{type_name}'; this app knows: {', '.join(sorted(known)) or 'none'}")
-    try:
-        document = json.loads(payload)
-    except json.JSONDecodeError as error:
-        raise click.UsageError(f"PAYLOAD is not JSON: {error}") from None
+    job_type = known[type_name]
     options = {"priority": priority, "delay": delay, "at": at, "key": key}
-    job_id = asyncio.run(_publish(settings, known[type_name], document, options))
+    job_id = asyncio.run(_publish(settings, job_type, _read(job_type, payload), options))
     # Without the store nobody has looked whether the key was used before: null says so.
     click.echo(json.dumps({"id": job_id, "type": type_name, "existed": None}) if as_json else job_id)
 
 
-async def _publish(settings: Settings, job_type: JobType[Any], document: Any, options: dict[str, Any]) -> str:
+def _read(job_type: JobType[Any], payload: str) -> Any:
+    """The payload as a worker would read it, whatever its model is."""
+    try:
+        json.loads(payload)
+    except json.JSONDecodeError as error:
+        raise click.UsageError(f"PAYLOAD is not JSON: {error}") from None
+    try:
+        return job_type.decode(os.fsencode(payload))
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(str(part) for part in detail['loc']) or 'payload'}: {detail['msg']}"
+            for detail in error.errors(include_url=False, include_context=False, include_input=False)
+        ]
+        raise PayloadInvalid(f"{job_type.name}: {'; '.join(problems)}") from None
+
+
+async def _publish(settings: Settings, job_type: JobType[Any], payload: Any, options: dict[str, Any]) -> str:
     async with Producer(settings) as producer:
-        return await producer.enqueue(job_type, document, **options)
+        return await producer.enqueue(job_type, payload, **options)

@@ -26,9 +26,7 @@ def plain_environment(**changes: str) -> dict[str, str]:
     return {name: value for name, value in kept.items() if not name.startswith("HARELINE_")} | changes
 
 
-def dev(
-    checkout: Path, *arguments: str, stdin: str = "", **environment: str
-) -> subprocess.CompletedProcess[str]:
+def dev(checkout: Path, *arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs ./dev with the Python that runs the tests, as one of 3.11 or newer that is sure to be there."""
     return subprocess.run(
         [base_python(), str(checkout / "dev"), *arguments],
@@ -178,9 +176,7 @@ def test_a_missing_broker_fails_in_ci():
 
 def test_the_shell_has_the_environment_and_a_broker_that_ends_with_it():
     """In the shell the commands are on the path and a broker is up; its exit code is passed on."""
-    script = (
-        'echo "$HARELINE_BROKER_URL $HARELINE_MANAGEMENT_URL"; command -v hareline; command -v pytest; exit 3'
-    )
+    script = 'echo "$HARELINE_BROKER_URL $HARELINE_MANAGEMENT_URL"; command -v hareline; command -v pytest; exit 3'
     done = dev(ROOT, "shell", "-c", script, SHELL="/bin/sh")
     assert done.returncode == 3, done.stderr
     addresses, command, pytest_command = done.stdout.splitlines()[-3:]

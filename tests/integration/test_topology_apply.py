@@ -6,8 +6,8 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from topology_fixtures import Rig, create, publish, rig_fixture, take_all  # noqa: F401 - a fixture
 
+from tests.integration.topology_fixtures import Rig, create, publish, rig_fixture, take_all  # noqa: F401 - a fixture
 from topology import envelope, ladder
 from topology.apply import apply, plan, verify_for_worker
 from topology.contract import JobType

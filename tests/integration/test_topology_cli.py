@@ -14,8 +14,8 @@ from urllib.request import Request, urlopen
 
 import pytest
 from pamqp.commands import Basic
-from topology_fixtures import Rig, publish, rig_fixture, take_all, until  # noqa: F401 - a fixture
 
+from tests.integration.topology_fixtures import Rig, publish, rig_fixture, take_all, until  # noqa: F401 - a fixture
 from topology.plan import temporary_name
 
 APP = """\

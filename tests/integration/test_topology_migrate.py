@@ -11,7 +11,8 @@ from typing import Any, get_args
 
 import pytest
 from pamqp.commands import Basic
-from topology_fixtures import (
+
+from tests.integration.topology_fixtures import (
     Rig,
     create,
     open_rig,
@@ -21,7 +22,6 @@ from topology_fixtures import (
     until,
     without_ladder,
 )
-
 from topology import envelope, ladder
 from topology.apply import apply, plan, verify_for_worker
 from topology.capabilities import Capabilities

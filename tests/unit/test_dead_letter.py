@@ -34,8 +34,8 @@ def letter(error: BaseException, reason: str = "permanent", **properties: Any) -
 
 def raised(error: BaseException) -> BaseException:
     try:
-        raise error
-    except BaseException as caught:
+        raise error  # noqa: TRY301 - for its traceback
+    except BaseException as caught:  # noqa: BLE001 - all it does
         return caught
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -77,10 +78,8 @@ def parent(tmp_path: Path) -> Iterator[Parent]:
         parent.process.kill()
         parent.process.wait()
     for pid in parent.pids():
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
 
 def test_a_signal_stops_all_children_and_then_the_parent(parent: Parent) -> None:
