@@ -107,8 +107,7 @@ class Worker:
             await self._finish()
         finally:
             self.ready.clear()
-            await self._link.stop()
-            await self._publisher.stop(1.0)
+            await asyncio.gather(self._link.stop(), self._publisher.stop(1.0))
             self._threads.shutdown(wait=False, cancel_futures=True)
 
     def drain(self) -> None:

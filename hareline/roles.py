@@ -23,11 +23,17 @@ from topology.spec import Spec, derive
 logger = logging.getLogger(__name__)
 
 STOPPED_AT_ONCE: Final = 130
+_LOOK_FOR_PARENT: Final = 1.0
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
-def run_worker(app: App, routes: tuple[Route, ...], settings: Settings, concurrency: int) -> None:
-    """Runs a worker in this process until SIGTERM or SIGINT. A second signal stops it at once."""
+def run_worker(
+    app: App, routes: tuple[Route, ...], settings: Settings, concurrency: int, child_of: int | None = None
+) -> None:
+    """Runs a worker in this process until SIGTERM or SIGINT. A second signal stops it at once.
+
+    ``child_of`` is the process id of a parent without which it is not to go on: it drains when that is gone.
+    """
     logs.configure(settings.log_level)
 
     async def verify(connection: Connection) -> None:
@@ -38,7 +44,9 @@ def run_worker(app: App, routes: tuple[Route, ...], settings: Settings, concurre
         worker = Worker(app.registry, routes, settings, concurrency=concurrency, verify=verify)
         _on_signals(worker.drain)
         _calm_the_collector()
+        watch = asyncio.create_task(_outlived(child_of, worker.drain))
         await worker.run()
+        watch.cancel()
         if worker.occupied_threads:
             # Python waits for its threads before it ends; their jobs have gone back to their queues long since.
             logger.warning("%d threads did not end in time and are left behind", worker.occupied_threads)
@@ -54,6 +62,16 @@ async def _verify(connection: Connection, spec: Spec, settings: Settings) -> Non
     plan = await verify_for_worker(spec, connection, management)
     for unseen in plan.unseen:
         logger.log(logging.INFO if management is None else logging.WARNING, "not verified: %s", unseen)
+
+
+async def _outlived(parent: int | None, drain: Callable[[], None]) -> None:
+    """A parent that was killed can pass no signal on, and nobody else knows of its children."""
+    if parent is None:
+        return
+    while os.getppid() == parent:  # noqa: ASYNC110 - nothing announces it
+        await asyncio.sleep(_LOOK_FOR_PARENT)
+    logger.warning("the parent process %d is gone: stopping", parent)
+    drain()
 
 
 def _calm_the_collector() -> None:

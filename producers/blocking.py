@@ -19,6 +19,12 @@ from topology.envelope import Message
 from topology.errors import ProducerClosed, PublishError
 from topology.settings import Settings
 
+try:
+    # Not within a call: a child that is forked in the midst of an import would wait for its end for ever.
+    import uvloop
+except ImportError:  # the producer alone does without
+    uvloop = None  # type: ignore[assignment]
+
 P = TypeVar("P")
 
 _LAST_WORDS = 5.0
@@ -232,8 +238,4 @@ class _Receipt:
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
-    try:
-        import uvloop  # noqa: PLC0415 - optional: the producer alone does not need it
-    except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
+    return asyncio.new_event_loop() if uvloop is None else uvloop.new_event_loop()

@@ -14,13 +14,14 @@ class Acks:
     acknowledged one by one. A channel that is gone takes nothing: the broker delivers those again.
     """
 
-    __slots__ = ("_channel", "_finished", "_loop", "_unfinished")
+    __slots__ = ("_channel", "_finished", "_held", "_loop", "_unfinished")
 
     def __init__(self, channel: Channel, loop: asyncio.AbstractEventLoop) -> None:
         self._channel = channel
         self._loop = loop
         self._unfinished: dict[int, None] = {}
         self._finished: list[int] = []
+        self._held = False
 
     @property
     def is_open(self) -> bool:
@@ -31,6 +32,11 @@ class Acks:
     def unfinished(self) -> int:
         """How many deliveries are not settled."""
         return len(self._unfinished)
+
+    @property
+    def outstanding(self) -> int:
+        """How many deliveries the broker has not been told about, finished ones included."""
+        return len(self._unfinished) + len(self._finished)
 
     def open(self, tag: int) -> None:
         """A delivery has arrived."""
@@ -49,10 +55,19 @@ class Acks:
         if self._unfinished.pop(tag, self) is not self and self._channel.is_open:
             self._channel.basic_nack(tag, requeue=True)
 
+    def hold(self) -> None:
+        """Sends no acknowledgement until `release`: so the broker, with the prefetch used up, sends no delivery."""
+        self._held = True
+
+    def release(self) -> None:
+        """Sends what has been held."""
+        self._held = False
+        self.flush()
+
     def flush(self) -> None:
-        """Sends what has been collected."""
+        """Sends what has been collected, unless it is held."""
         finished = self._finished
-        if not finished:
+        if not finished or self._held:
             return
         self._finished = []
         if not self._channel.is_open:

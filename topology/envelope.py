@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from opentelemetry import propagate, trace
+from opentelemetry import context, propagate, trace
 from pika.spec import BasicProperties
 from uuid_utils import uuid7
 
@@ -67,8 +67,8 @@ def address(names: Names, job_type: str, delay: float) -> tuple[str, str]:
 
 def trace_headers() -> dict[str, str] | None:
     """W3C trace context of the current span, or None outside of one."""
-    if not trace.get_current_span().get_span_context().is_valid:
-        return None
+    if not context.get_current() or not trace.get_current_span().get_span_context().is_valid:
+        return None  # the first question is the cheaper one, and nearly always enough
     carrier: dict[str, str] = {}
     propagate.inject(carrier)
     return carrier

@@ -13,7 +13,7 @@ from collections import deque
 from typing import Any, Protocol
 
 from pika.channel import Channel
-from pika.exceptions import AMQPConnectionError, AMQPChannelError
+from pika.exceptions import AMQPChannelError, AMQPConnectionError
 from pika.frame import Method
 from pika.spec import Basic, BasicProperties
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from pika.channel import Channel
 from pika.spec import BasicProperties
@@ -15,6 +15,11 @@ from topology.errors import BrokerUnreachable
 from topology.link import Connection, resolver
 
 logger = logging.getLogger(__name__)
+
+_QUIET: Final = 0.05
+"""Seconds without a delivery after which a queue that may still deliver is taken to be empty."""
+_PATIENCE: Final = 5.0
+"""Seconds for the broker to answer a cancel. A network that has stalled must not hold up a shutdown."""
 
 
 class Delivery:
@@ -90,14 +95,32 @@ class Subscription:
             # Nothing to wait for: a refusal closes the channel, and on_lost says so.
 
     async def pause(self) -> None:
-        """Takes no further deliveries; what is here stays to be settled."""
+        """Takes no further deliveries; what is here stays to be settled.
+
+        What a quorum queue has sent off when it learns of the cancel goes back and counts as a delivery, as if a
+        worker had died. So acknowledgements are held before, until nothing can be on its way.
+        """
         channel, tag = self._channel, self._tag
         self._tag = None
-        if channel is not None and channel.is_open and tag is not None:
-            try:
-                await self._answered(lambda done: channel.basic_cancel(tag, callback=done))
-            except BrokerUnreachable as error:
-                logger.debug("the consumer on %s ended while it was being cancelled: %s", self.queue, error)
+        if channel is None or not channel.is_open or tag is None:
+            return
+        self.acks.hold()
+        try:
+            await self._nothing_is_coming()
+            if channel.is_open:
+                async with asyncio.timeout(_PATIENCE):
+                    await self._answered(lambda done: channel.basic_cancel(tag, callback=done))
+        except (BrokerUnreachable, TimeoutError) as error:
+            logger.debug("the consumer on %s ended while it was being cancelled: %s", self.queue, error)
+        finally:
+            self.acks.release()
+
+    async def _nothing_is_coming(self) -> None:
+        """Waits until the prefetch is used up, or the queue has had nothing for us for a while."""
+        seen = -1
+        while seen != self.acks.outstanding < self._prefetch:
+            seen = self.acks.outstanding
+            await asyncio.sleep(_QUIET)
 
     def flush(self) -> None:
         """Acknowledges what is finished, now."""

@@ -8,7 +8,7 @@ a delivery. AMQP 0-9-1, sections 2.3.5 (frames), 4.2.6 (content header) and 1.8 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
@@ -126,7 +126,7 @@ def decode_properties(buffer: bytes, at: int, stop: int) -> BasicProperties:
     values: dict[str, Any] = {}
     try:
         if flags & _CONTENT_TYPE:
-            values["content_type"], at = _text(buffer, at)
+            values["content_type"], at = _text(buffer, at, stop)
         if flags & _DELIVERY_MODE:
             values["delivery_mode"] = buffer[at]
             at += 1
@@ -134,16 +134,18 @@ def decode_properties(buffer: bytes, at: int, stop: int) -> BasicProperties:
             values["priority"] = buffer[at]
             at += 1
         if flags & _CORRELATION:
-            values["correlation_id"], at = _text(buffer, at)
+            values["correlation_id"], at = _text(buffer, at, stop)
         if flags & _MESSAGE_ID:
-            values["message_id"], at = _text(buffer, at)
+            values["message_id"], at = _text(buffer, at, stop)
         if flags & _TIMESTAMP:
             (values["timestamp"],) = _LONGLONG.unpack_from(buffer, at)
             at += 8
         if flags & _TYPE:
-            values["type"], at = _text(buffer, at)
-    except (UnicodeDecodeError, IndexError, struct.error):
+            values["type"], at = _text(buffer, at, stop)
+    except UnicodeDecodeError:
         return _decode_by_pika(buffer[start:stop])
+    except (IndexError, struct.error):
+        at = stop + 1
     if at > stop:
         return BasicProperties(headers={UNDECODABLE: "the properties end before they should"})
     return BasicProperties(**values)
@@ -168,9 +170,11 @@ def _decode_by_pika(encoded: bytes) -> BasicProperties:
     return properties
 
 
-def _text(buffer: bytes, at: int) -> tuple[str, int]:
+def _text(buffer: bytes, at: int, stop: int) -> tuple[str, int]:
     start = at + 1
     end = start + buffer[at]
+    if end > stop:
+        raise IndexError
     return buffer[start:end].decode(), end
 
 
@@ -254,6 +258,11 @@ class Wire(AsyncioConnection):  # type: ignore[misc]  # pika brings no types
         self._collecting = False
         self._spill()
 
+    def abort(self) -> None:
+        """Drops the TCP connection without a word. ``on_close_callback`` follows, unless it is gone already."""
+        if self._transport is not None:
+            self._transport.abort()
+
     def _spill(self) -> None:
         outgoing, self._outgoing = self._outgoing, []
         if outgoing and self.is_open:
@@ -265,6 +274,13 @@ class Wire(AsyncioConnection):  # type: ignore[misc]  # pika brings no types
         if idle:
             # pika would wait for the selector to say that the socket takes data: it does, nearly always.
             self._transport._on_socket_writable()  # noqa: SLF001
+
+    def _output_marshaled_frames(self, marshaled_frames: Sequence[bytes]) -> None:
+        # What pika says goes out behind what was published before it. A publish that followed pika's answer to the
+        # broker closing the channel would be one on no channel, and cost the connection.
+        if self._outgoing:
+            self._spill()
+        super()._output_marshaled_frames(marshaled_frames)
 
     def _on_data_available(self, data_in: bytes) -> None:
         if not self._takers:

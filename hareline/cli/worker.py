@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import click
@@ -28,7 +29,8 @@ Examples:
               help="Jobs of each type at a time, per process; prefetch follows it.")  # fmt: skip
 @click.option("--processes", type=click.IntRange(1, 256), default=1, show_default=True,
               help="Processes of this worker on this machine.")  # fmt: skip
-def worker(types: tuple[str, ...], concurrency: int, processes: int) -> None:
+@click.option("--child-of", type=int, hidden=True, help="The process to end with, however it goes.")
+def worker(types: tuple[str, ...], concurrency: int, processes: int, child_of: int | None) -> None:
     """Work off the queues of job types, until SIGTERM or Ctrl-C.
 
     The first signal stops taking jobs and gives those that run HARELINE_GRACE (default 25s) to end; what does not
@@ -41,8 +43,10 @@ def worker(types: tuple[str, ...], concurrency: int, processes: int) -> None:
     except ContractError as error:
         raise click.UsageError(str(error)) from None
     if processes == 1:
-        run_worker(app, routes, settings, concurrency)
+        run_worker(app, routes, settings, concurrency, child_of)
         return
     logs.configure(settings.log_level)
-    command = same_command_with_one_process(["worker", *types, "--concurrency", str(concurrency)])
+    command = same_command_with_one_process(
+        ["worker", *types, "--concurrency", str(concurrency), "--child-of", str(os.getpid())]
+    )
     sys.exit(Processes(command, processes).run())

@@ -15,6 +15,8 @@ import pytest
 
 from hareline.loopback import free_ports, speaks_amqp
 
+pytestmark = pytest.mark.machine
+
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE = 300.0
 

@@ -149,6 +149,27 @@ async def test_a_killed_process_is_replaced_and_all_end_together(workshop: Works
         await workshop.done(3)
         assert await workshop.stopped(process) == 0
     assert workshop.ledger.runs(DONE) == {0: 1, 1: 1, 2: 1}
-    for pid in workshop.ledger.pids(BEGAN):
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
+    assert not any(map(alive, workshop.ledger.pids(BEGAN)))
+
+
+@pytest.mark.kills
+async def test_children_do_not_outlive_their_parent(workshop: Workshop) -> None:
+    """A parent that is killed can tell nobody: they notice, finish what they run, and end."""
+    await workshop.enqueue([Work(n=n, gate=str(workshop.gate)) for n in range(2)])
+    async with workshop.worker("--processes", "2", "--concurrency", "1") as process:
+        await until(lambda: len(workshop.ledger.pids(BEGAN)) == 2, "each process has a job")
+        process.kill()
+        await process.wait()
+        await until(lambda: workshop.logged("is gone: stopping"), "a child has noticed")
+        workshop.gate.touch()
+        await until(lambda: not any(map(alive, workshop.ledger.pids(BEGAN))), "both have ended")
+    assert workshop.ledger.runs(DONE) == {0: 1, 1: 1}
+    assert await workshop.lab.ready(workshop.job_type) == 0
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -100,18 +100,14 @@ async def test_a_limit_says_when_to_come_back_as_a_date(server):
     await run(server, "/limited/1", job=job(attempt=2))
 
 
-@pytest.mark.parametrize(
-    "status", ["400 Bad Request", "401 Unauthorized", "404 Not Found", "410 Gone", "422 No"]
-)
+@pytest.mark.parametrize("status", ["400 Bad Request", "401 Unauthorized", "404 Not Found", "410 Gone", "422 No"])
 async def test_the_clients_own_fault_is_permanent(scripted, status):
     """4xx will not change by asking again; what the server said is kept."""
     with pytest.raises(Permanent, match=rf"{status[:3]}.*because"):
         await answered(await scripted(raw(status, body=b'{"error": "because"}')))
 
 
-@pytest.mark.parametrize(
-    "status", ["408 Timeout", "425 Too Early", "429 Slow Down", "500 Oops", "502 Bad", "503 Busy"]
-)
+@pytest.mark.parametrize("status", ["408 Timeout", "425 Too Early", "429 Slow Down", "500 Oops", "502 Bad", "503 Busy"])
 async def test_not_now_is_transient(scripted, status):
     """Without Retry-After the retry policy decides."""
     with pytest.raises(Transient, match=status[:3]) as caught:

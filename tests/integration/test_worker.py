@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections import Counter
 from dataclasses import replace
 
@@ -25,10 +26,10 @@ FAST = Retry(attempts=3, base=0.1, jitter=0.0)
 
 
 def cut(worker: Worker) -> None:
-    """Ends the worker's consuming connection as the network would, with no goodbye."""
+    """Ends the worker's consuming connection as the network would: the socket is shut, with no goodbye."""
     connection = worker._link.connection
     assert connection is not None
-    connection._amqp._transport.abort()
+    connection._amqp._transport._sock.shutdown(socket.SHUT_RDWR)
 
 
 # -- start -------------------------------------------------------------------------------------------------------------
@@ -190,7 +191,7 @@ async def test_a_queue_that_is_deleted_and_made_again_is_consumed_again(lab: Lab
         for turn in (1, 2):
             before = worker._subscriptions[0]
             await lab.control.delete_queue(lab.names.queue(coming.name))
-            await until(lambda: worker._subscriptions[0] not in {before}, "a subscription to nothing")  # noqa: B023
+            await until(lambda: worker._subscriptions[0] is not before, "a subscription to nothing")  # noqa: B023
             await producer.enqueue(staying, Number(n=turn))
             await until(lambda: seen[staying.name] == turn, "the other queue's job")  # noqa: B023
             await lab.apply(coming, staying)

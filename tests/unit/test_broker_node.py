@@ -17,6 +17,8 @@ from hareline.broker_package import can_install, install_package
 from hareline.loopback import free_ports, is_free, overview, speaks_amqp
 from topology.settings import Settings
 
+pytestmark = pytest.mark.machine
+
 DEADLINE = 60.0
 
 FOREGROUND = """
@@ -230,9 +232,7 @@ def test_a_broker_that_is_set_comes_first(shared_node):
     """HARELINE_BROKER_URL wins over every other source, is passed on as it is, and is not stopped."""
     unused = f"amqp://guest:guest@127.0.0.1:{free_ports(1)[0]}/"
     both = f"{unused},{shared_node.url}"
-    settings = Settings.from_env(
-        {"HARELINE_BROKER_URL": both, "HARELINE_MANAGEMENT_URL": "http://127.0.0.1:1"}
-    )
+    settings = Settings.from_env({"HARELINE_BROKER_URL": both, "HARELINE_MANAGEMENT_URL": "http://127.0.0.1:1"})
     with find_broker(settings) as broker:
         assert broker.url == both
         assert broker.management_url == "http://127.0.0.1:1"
