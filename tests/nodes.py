@@ -8,6 +8,7 @@ import shlex
 import subprocess
 
 from hareline.broker import Broker
+from hareline.loopback import speaks_amqp
 
 MISSING = (
     "this test kills the broker: leave HARELINE_BROKER_URL unset (a private node is used), or set "
@@ -20,6 +21,7 @@ class Node:
 
     def __init__(self, broker: Broker) -> None:
         self._private = broker.node
+        self._url = broker.url.split(",")[0]
         self._command = os.environ.get("HARELINE_TEST_CONTROL", "")
         assert self._private is not None or "{action}" in self._command, MISSING
 
@@ -29,7 +31,13 @@ class Node:
 
     async def start(self) -> None:
         """Starts it again on its old data, and returns when it answers."""
-        await asyncio.to_thread(self._do, "start")
+        # A command may take a killed process that is not quite gone yet for a running one: so look, and ask again.
+        for _ in range(10):
+            await asyncio.to_thread(self._do, "start")
+            if await asyncio.to_thread(speaks_amqp, self._url, timeout=10.0):
+                return
+            await asyncio.sleep(0.5)
+        raise AssertionError(f"the broker does not come back at {self._url}")
 
     async def stop(self) -> None:
         """Stops it in good order."""

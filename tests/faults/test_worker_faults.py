@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from asyncio.subprocess import Process
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -38,11 +39,12 @@ async def balanced(workshop: Workshop, jobs: int, dead: int = 0) -> None:
     print(f"{jobs} jobs: {len(done)} done, {dead} dead, 0 lost, {again} run twice")
 
 
-async def no_dead_letters(workshop: Workshop) -> None:
+async def no_dead_letters(workshop: Workshop, but: int = 0) -> None:
+    """None of ours, ``but`` those that were taken off already. Other tests' may lie there."""
     counts = await workshop.lab.control.counts(workshop.lab.names.dlq)
     if counts is not None and counts.ready:
-        with pytest.raises(AssertionError, match="0 of 1 dead letters"):
-            await workshop.lab.dead_letters(workshop.job_type, 1, within=1.0)
+        with pytest.raises(AssertionError, match=f"{but} of {but + 1} dead letters"):
+            await workshop.lab.dead_letters(workshop.job_type, but + 1, within=1.0)
 
 
 # -- jobs that kill ----------------------------------------------------------------------------------------------------
@@ -66,7 +68,7 @@ async def test_a_job_that_kills_its_worker_goes_alone(lab: Lab, tmp_path: Path, 
     assert {letter.id for letter in dead} == guilty
     assert {letter.reason for letter in dead} <= {"worker-lost", "delivery_limit"}
     assert set(workshop.ledger.runs(DONE)) == set(range(100))
-    await no_dead_letters(workshop)
+    await no_dead_letters(workshop, killers)
 
 
 # -- workers that are killed -------------------------------------------------------------------------------------------
@@ -96,7 +98,8 @@ async def test_no_job_is_lost_when_workers_are_killed(lab: Lab, tmp_path: Path, 
             workers.append(await another())
         await balanced(workshop, JOBS)
         for worker in workers:
-            assert await workshop.stopped(worker) == 0
+            # The last one may not have come so far as to know what to do with a signal.
+            assert await workshop.stopped(worker) in {0, -signal.SIGTERM}
     assert set(workshop.ledger.runs(DONE)) == set(range(JOBS))
     assert set(workshop.ledger.runs(BEGAN)) == set(range(JOBS))
     await no_dead_letters(workshop)

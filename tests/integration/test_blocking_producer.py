@@ -252,6 +252,8 @@ async def test_a_forked_child_has_a_connection_of_its_own(lab: Lab, numbers: Job
     """As under gunicorn: parent and children go on enqueueing, and neither closes the other's connection."""
     script = f"""
         import gc, os
+        def print(text, flush=True):  # in one write: several processes share the pipe
+            os.write(1, f"{{text}}\\n".encode())
         from hareline import BlockingProducer, JobType
         numbers = JobType({numbers.name!r}, dict)
         producer = BlockingProducer()

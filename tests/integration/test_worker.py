@@ -249,6 +249,27 @@ async def test_a_connection_that_comes_back_during_the_drain_brings_no_jobs(lab:
     assert sorted(runs) == [0, 0, 1, 1, 2, 3]
 
 
+async def test_a_drain_in_full_flow_charges_no_delivery(lab: Lab) -> None:
+    """What the broker had sent off when the worker stopped must not count as returned by a crash."""
+    numbers = lab.job_type()
+    app = await lab.app(numbers)
+    seen: list[int] = []
+    charged: list[object] = []
+
+    @app.handler(numbers)
+    async def handle(number: Number, job: Job) -> None:
+        seen.append(number.n)
+        if count := job.headers.get("x-delivery-count"):
+            charged.append(count)
+
+    await (await lab.producer()).enqueue_many(numbers, [Number(n=n) for n in range(3000)])
+    for stop in range(1, 7):
+        async with lab.working(app, concurrency=50):
+            await until(lambda: len(seen) >= min(3000, stop * 500), "some more have run")  # noqa: B023
+    assert sorted(seen) == list(range(3000))
+    assert charged == []
+
+
 # -- suspects ----------------------------------------------------------------------------------------------------------
 
 
