@@ -81,7 +81,8 @@ class _Child:
             return
         self._process = None
         if signals:
-            self.exit_code = _shown(code, signals if self._told else ())
+            if self._told:  # one that had ended before says nothing about how we were stopped
+                self.exit_code = _shown(code, signals)
             self.is_wanted = False
             return
         lived = now - self._started

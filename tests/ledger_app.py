@@ -43,7 +43,8 @@ class Ledger:
         """(n, pid, attempt) of each line about ``fact``."""
         if not self.path.exists():
             return []
-        lines = [line.split() for line in self.path.read_text().splitlines()]
+        whole, _, _ = self.path.read_text().rpartition("\n")  # the last line may be in the middle of being written
+        lines = [line.split() for line in whole.splitlines()]
         return [(int(n), int(pid), int(attempt)) for what, n, pid, attempt in lines if what == fact]
 
     def runs(self, fact: str) -> Counter[int]:
