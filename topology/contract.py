@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 import uuid
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Final, Generic, Literal, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from topology.errors import ContractError, PayloadInvalid
 
@@ -66,6 +65,8 @@ class JobType(Generic[P]):
     priority: bool = False
     group: str | None = None
     delivery_limit: int = 5
+    adapter: TypeAdapter[P] = field(init=False, repr=False, compare=False)
+    """Validates and serialises the payload."""
 
     def __post_init__(self) -> None:
         if _NAME.fullmatch(self.name) is None or len(self.name) > 180:  # noqa: PLR2004 - 255 less the ladder's bits
@@ -78,23 +79,24 @@ class JobType(Generic[P]):
             raise ContractError(f"{self.name}: timeout must be above zero seconds")
         if self.delivery_limit < 1:
             raise ContractError(f"{self.name}: delivery_limit must be at least 1")
+        try:
+            adapter = TypeAdapter(self.payload_model)
+        except PydanticUserError as error:
+            raise ContractError(f"{self.name}: {self.payload_model!r} is no payload model: {error.message}") from error
+        object.__setattr__(self, "adapter", adapter)
 
     def __hash__(self) -> int:
         return hash(self.name)
-
-    @cached_property
-    def adapter(self) -> TypeAdapter[P]:
-        """Validates and serialises the payload."""
-        return TypeAdapter(self.payload_model)
 
     def encode(self, payload: P | dict[str, Any]) -> bytes:
         """The payload as JSON that a consumer is sure to accept. Raises PayloadInvalid."""
         adapter = self.adapter
         try:
             if isinstance(payload, dict) and self.payload_model is not dict:
-                return adapter.dump_json(adapter.validate_python(payload))
-            body = adapter.dump_json(payload, warnings="error")  # type: ignore[arg-type]
-            # An instance may have been changed or built without validation: what leaves is what must fit.
+                body = adapter.dump_json(adapter.validate_python(payload))
+            else:
+                body = adapter.dump_json(payload, warnings="error")  # type: ignore[arg-type]
+            # An instance may have been changed since its validation, and JSON has no NaN: what leaves is what must fit.
             adapter.validator.validate_json(body)
         except ValidationError as error:
             raise PayloadInvalid(f"{self.name}: {_first_error(error)}") from error

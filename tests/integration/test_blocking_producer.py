@@ -200,6 +200,7 @@ async def test_an_interrupt_ends_the_wait_and_the_producer_is_still_fine(lab: La
         from topology.settings import Settings
         numbers = JobType({numbers.name!r}, dict)
         real = Settings.from_env()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits it ignored
         lost = BlockingProducer(replace(real, broker_urls=({NOWHERE!r},)))
         for call in (lambda: lost.enqueue(numbers, {{"n": 1}}, timeout=600),
                      lambda: lost.enqueue_many(numbers, [{{"n": 1}}], timeout=600)):

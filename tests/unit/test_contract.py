@@ -166,3 +166,25 @@ def test_a_retry_policy_that_makes_no_sense_is_refused(options: dict[str, Any]) 
     """As above."""
     with pytest.raises(ContractError):
         Retry(**options)
+
+
+def test_a_number_that_json_does_not_have_is_refused() -> None:
+    """NaN would leave as null, which no consumer accepts; so it does not leave, as a dict or as an instance."""
+
+    class Reading(BaseModel):
+        value: float
+
+    reading = JobType("sensor.reading", Reading)
+    for payload in ({"value": float("nan")}, Reading(value=float("inf"))):
+        with pytest.raises(PayloadInvalid, match="value"):
+            reading.encode(payload)
+
+
+def test_a_model_that_pydantic_cannot_use_is_refused_at_declaration() -> None:
+    """Not at the first enqueue, in production."""
+
+    class Opaque:
+        pass
+
+    with pytest.raises(ContractError, match="is no payload model"):
+        JobType("opaque", Opaque)
