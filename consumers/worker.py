@@ -233,8 +233,7 @@ class Worker:
                 await self._changed.wait_for(lambda: len(self._tasks) <= 1)
         except TimeoutError:
             logger.warning("%d neighbours have not ended: the suspect runs beside them", len(self._tasks) - 1)
-        for subscription in self._subscriptions:
-            subscription.flush()
+        await asyncio.gather(*(subscription.told() for subscription in self._subscriptions))
 
     async def carry_on(self) -> None:
         """Takes deliveries again."""

@@ -127,6 +127,22 @@ class Subscription:
         if self._channel is not None:
             self.acks.flush()
 
+    async def told(self) -> None:
+        """Acknowledges what is finished, and waits until the broker has read it: a crash a moment later is too late.
+
+        Does nothing on a channel that is gone.
+        """
+        channel = self._channel
+        if channel is None or not channel.is_open:
+            return
+        self.acks.flush()
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                # Any question will do: the broker answers in order.
+                await self._answered(lambda done: channel.basic_qos(prefetch_count=self._prefetch, callback=done))
+        except (BrokerUnreachable, TimeoutError) as error:
+            logger.debug("the channel on %s ended before all was told: %s", self.queue, error)
+
     async def retire(self, pause: float) -> None:
         """Closes the channel of a consumer that has ended, once all of its deliveries are settled."""
         while self._channel is not None and self._channel.is_open:
