@@ -7,14 +7,16 @@ import gc
 import logging
 import os
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
 from consumers.registry import Route
 from consumers.worker import Worker
 from hareline import logs
 from hareline.app import App
-from topology.apply import verify_for_worker
+from topology.apply import apply, verify_for_worker
+from topology.contract import JobType
+from topology.errors import BrokerUnreachable, TopologyError
 from topology.link import Connection
 from topology.management import Management
 from topology.settings import Settings
@@ -36,9 +38,7 @@ def run_worker(
     """
     logs.configure(settings.log_level)
 
-    async def verify(connection: Connection) -> None:
-        job_types = [route.job_type for route in routes]
-        await _verify(connection, derive(job_types, connection.capabilities, settings.namespace), settings)
+    verify = Verification([route.job_type for route in routes], settings)
 
     async def work() -> None:
         worker = Worker(app.registry, routes, settings, concurrency=concurrency, verify=verify)
@@ -56,12 +56,41 @@ def run_worker(
     _run(work)
 
 
-async def _verify(connection: Connection, spec: Spec, settings: Settings) -> None:
-    """The topology must be there before anything is consumed. Work does not depend on the management API for long."""
-    management = Management.from_settings(settings)
-    plan = await verify_for_worker(spec, connection, management)
-    for unseen in plan.unseen:
-        logger.log(logging.INFO if management is None else logging.WARNING, "not verified: %s", unseen)
+class Verification:
+    """The topology must be there before anything is consumed. Missing at the start, it is for a person to apply.
+
+    A broker that crashes can forget what was declared in its last seconds (seen on 3.10 and 4.0): what was there
+    once is declared again, unless the topology is the operators' alone.
+    """
+
+    def __init__(self, job_types: Sequence[JobType[Any]], settings: Settings) -> None:
+        self._job_types = job_types
+        self._settings = settings
+        self._was_there = False
+
+    async def __call__(self, connection: Connection) -> None:
+        spec = derive(self._job_types, connection.capabilities, self._settings.namespace)
+        management = Management.from_settings(self._settings)
+        try:
+            plan = await verify_for_worker(spec, connection, management)
+        except BrokerUnreachable:
+            raise
+        except TopologyError as error:
+            if not self._was_there or self._settings.declare == "never":
+                raise
+            logger.warning("the broker has forgotten a part of the topology, which is declared again: %s", error)
+            await self._declare(spec, management)
+            plan = await verify_for_worker(spec, connection, management)
+        self._was_there = True
+        # Work does not depend on the management API for long.
+        for unseen in plan.unseen:
+            logger.log(logging.INFO if management is None else logging.WARNING, "not verified: %s", unseen)
+
+    async def _declare(self, spec: Spec, management: Management | None) -> None:
+        from topology.control import Control  # noqa: PLC0415 - rarely needed, and a worker is to stay small
+
+        async with await Control.connect(self._settings.broker_urls) as control:
+            await apply(spec, control, management, self._settings)
 
 
 async def _outlived(parent: int | None, drain: Callable[[], None]) -> None:

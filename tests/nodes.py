@@ -25,6 +25,10 @@ class Node:
         self._command = os.environ.get("HARELINE_TEST_CONTROL", "")
         assert self._private is not None or "{action}" in self._command, MISSING
 
+    async def keep_topology(self) -> None:
+        """Has the broker write its declarations to disk, those that would be gone if it were killed within seconds."""
+        await self.ctl("eval", "case whereis(mnesia_sup) of undefined -> ok; _ -> ok = mnesia:sync_log() end.")
+
     async def kill(self) -> None:
         """SIGKILL, as a crash would; the data stays."""
         await asyncio.to_thread(self._do, "kill")

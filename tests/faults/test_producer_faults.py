@@ -118,6 +118,7 @@ def free_port() -> int:
 async def test_the_broker_killed_while_publishing_loses_nothing(lab: Lab, node: Node) -> None:
     """Callers wait over the crash and the restart; what was unconfirmed goes again under the same id."""
     numbers = await grown_up(lab)
+    await node.keep_topology()
     ledger = Ledger(await lab.producer(), numbers)
 
     async def crash() -> None:
@@ -132,6 +133,7 @@ async def test_the_broker_killed_while_publishing_loses_nothing(lab: Lab, node: 
 async def test_a_batch_survives_the_broker_being_killed(lab: Lab, node: Node) -> None:
     """A full window of unconfirmed jobs is on its way when the broker dies; the batch still returns every id."""
     numbers = await grown_up(lab)
+    await node.keep_topology()
     window = 500
     producer = await lab.producer(max_unconfirmed=window)
     sent = 0

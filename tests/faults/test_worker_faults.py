@@ -116,6 +116,7 @@ async def test_no_job_is_lost_when_the_broker_is_killed(lab: Lab, node: Node, tm
     A classic queue forgets many of its acknowledgements in the crash, so there far more run twice.
     """
     workshop = await workshop_of(lab, tmp_path, priority=kind == "priority")
+    await node.keep_topology()
     jobs = JOBS if kind == "plain" else JOBS // 8
     await workshop.enqueue([Work(n=n, seconds=0.005) for n in range(jobs)])
     async with workshop.worker("--processes", "2", "--concurrency", "20") as process:
