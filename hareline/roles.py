@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from consumers.registry import Route
 from consumers.worker import Worker
@@ -56,6 +56,29 @@ def run_worker(
     _run(work)
 
 
+class Service(Protocol):
+    """What a role's process runs besides workers: a relay, a scheduler, a recorder."""
+
+    async def run(self) -> None:
+        """Works until `drain` is called, then finishes in good order."""
+
+    def drain(self) -> None:
+        """Asks it to stop."""
+
+
+def run_service(make: Callable[[], Service], settings: Settings) -> None:
+    """Runs what ``make`` returns in this process until SIGTERM or SIGINT. A second signal stops it at once."""
+    logs.configure(settings.log_level)
+
+    async def work() -> None:
+        service = make()
+        _on_signals(service.drain)
+        _calm_the_collector()
+        await service.run()
+
+    _run(work)
+
+
 class Verification:
     """The topology must be there before anything is consumed. Missing at the start, it is for a person to apply.
 
@@ -69,6 +92,7 @@ class Verification:
         self._was_there = False
 
     async def __call__(self, connection: Connection) -> None:
+        """Raises TopologyError unless all that these job types need is there."""
         spec = derive(self._job_types, connection.capabilities, self._settings.namespace)
         management = Management.from_settings(self._settings)
         try:

@@ -15,6 +15,8 @@ from tests.lab import Lab, clear_namespace
 from tests.nodes import Node
 from topology.settings import Settings
 
+pytest_plugins = ["tests.databases"]
+
 
 @pytest.fixture(scope="session")
 def broker() -> Iterator[Broker]:

@@ -26,6 +26,8 @@ TRACEBACK: Final = "hareline-traceback"
 ATTEMPTS: Final = "hareline-attempts"
 ORIGIN_QUEUE: Final = "hareline-origin-queue"
 DIED_AT: Final = "hareline-died-at"
+REPLAY: Final = "hareline-replay"
+"""How often the job was replayed from the dead-letter desk; its attempts count from 1 again each time."""
 UNDECODABLE: Final = "hareline-undecodable"
 
 # What the broker writes on its way through dead-letter exchanges. A copy that kept them would be dropped as a cycle.

@@ -77,6 +77,26 @@ class ManagementError(HarelineError):
     """The management API did not answer, refused the user, or said something unexpected."""
 
 
+class StoreError(HarelineError):
+    """Something about the database. Every error that the store raises derives from this one."""
+
+
+class DatabaseUnavailable(StoreError):
+    """The database is gone, locked, full or read-only. Nothing was written; the same call may succeed later."""
+
+
+class SchemaOutdated(StoreError):
+    """The database lacks Hareline's tables, or has those of another version."""
+
+
+class CursorInvalid(StoreError):
+    """A page cursor was cut, altered, or belongs to another listing."""
+
+
+class NotFound(StoreError):
+    """There is no such job, schedule or dead letter."""
+
+
 class BatchError(EnqueueError):
     """Some jobs of an ``enqueue_many`` were not accepted.
 

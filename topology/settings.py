@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, get_args
 from urllib.parse import urlsplit
 
@@ -21,11 +22,13 @@ class Settings:
     """Everything that differs between two deployments of the same code.
 
     ``broker_urls`` are tried in turn, for ever. ``management_url`` is None where the management API is not to
-    be used: topology commands then see less, and say so. Durations are seconds, sizes are bytes.
+    be used: topology commands then see less, and say so. ``database_url`` is empty for the embedded SQLite file
+    `default_database_url`. Durations are seconds, sizes are bytes.
     """
 
     broker_urls: tuple[str, ...] = (DEFAULT_BROKER_URL,)
     management_url: str | None = None
+    database_url: str = ""
     namespace: str = "hareline"
     app: str | None = None
     declare: Declare = "auto"
@@ -56,6 +59,7 @@ class Settings:
         return cls(
             broker_urls=urls or (DEFAULT_BROKER_URL,),
             management_url=env.get("HARELINE_MANAGEMENT_URL") or None,
+            database_url=env.get("HARELINE_DATABASE_URL") or default_database_url(env, namespace),
             namespace=namespace,
             app=env.get("HARELINE_APP") or None,
             declare="never" if declare == "never" else "auto",
@@ -68,6 +72,12 @@ class Settings:
             log_level=env.get("HARELINE_LOG_LEVEL", "INFO").upper(),
             extra=dict(env),
         )
+
+
+def default_database_url(environ: Mapping[str, str], namespace: str) -> str:
+    """The embedded database: one SQLite file for each namespace under the user's state directory."""
+    state = environ.get("XDG_STATE_HOME") or str(Path(environ.get("HOME") or "~").expanduser() / ".local" / "state")
+    return f"sqlite:///{Path(state) / 'hareline' / namespace}.db"
 
 
 def _check_broker_url(url: str) -> None:

@@ -14,6 +14,7 @@ from topology.errors import HarelineError
 
 COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "broker": ("hareline.cli.broker:broker", "Run a private RabbitMQ node in the foreground."),
+    "db": ("hareline.cli.database:db", "Create and upgrade the tables in the database."),
     "enqueue": ("hareline.cli.enqueue:enqueue", "Publish one job."),
     "topology": ("hareline.cli.topology:topology", "Show, plan, apply, verify and migrate the topology."),
     "worker": ("hareline.cli.worker:worker", "Work off the queues of job types."),
@@ -52,6 +53,7 @@ def cli() -> None:
       HARELINE_APP             module:attribute of your App, for example shop.jobs:app
       HARELINE_BROKER_URL      amqp://user:password@host/vhost; several, comma-separated
       HARELINE_MANAGEMENT_URL  http://host:15672/, so that topology commands see everything
+      HARELINE_DATABASE_URL    postgresql://user@host/database (default: a SQLite file in your state directory)
       HARELINE_NAMESPACE       prefix of every exchange and queue (default: hareline)
 
     Exit codes: 0 fine, 1 failed, 2 bad usage or a difference found.

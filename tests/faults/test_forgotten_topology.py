@@ -44,7 +44,7 @@ async def test_a_worker_leaves_the_topology_to_its_operators_where_they_manage_i
             with pytest.raises(Unroutable):
                 await (await lab.producer()).enqueue(numbers, Number(n=1))
             await lab.control.bind(_binding(lab, numbers.name))
-            await until(lambda: worker.ready.is_set(), "the worker consumes again")
+            await until(worker.ready.is_set, "the worker consumes again")
             await (await lab.producer()).enqueue(numbers, Number(n=2))
             await until(lambda: seen, "the job is done")
 

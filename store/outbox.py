@@ -1,0 +1,52 @@
+"""The outbox: jobs that commit with their caller's transaction, until the relay has published them."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from sqlalchemy import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from store.tables import outbox
+
+BUCKETS: Final = 64
+"""Ordering keys share this many buckets; a bucket is published by one relay at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxRow:
+    """One job to be published. ``origin`` says who asked: enqueue, schedule, replay or webhook.
+
+    ``due_at`` is when it shall run; None or the past means now. Rows with the same ``ordering_key`` are published in
+    the order of their ids.
+    """
+
+    job_id: str
+    job_type: str
+    body: bytes
+    origin: str
+    priority: int | None = None
+    due_at: datetime | None = None
+    correlation_id: str | None = None
+    headers: Mapping[str, Any] | None = None
+    ordering_key: str | None = None
+
+
+def values_of(row: OutboxRow) -> dict[str, Any]:
+    """The row as the table takes it."""
+    key = row.ordering_key
+    return {
+        **asdict(row),
+        "bucket": None if key is None else zlib.crc32(key.encode()) % BUCKETS,
+        "created_at": datetime.now(UTC),
+    }
+
+
+async def add(connection: AsyncConnection, rows: Sequence[OutboxRow]) -> None:
+    """Writes ``rows`` in the caller's transaction: published if it commits, and only then."""
+    if rows:
+        await connection.execute(insert(outbox), [values_of(row) for row in rows])
