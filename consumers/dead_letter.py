@@ -43,11 +43,16 @@ def dead_letter(names: Names, delivery: Delivery, opened: Envelope | None, outco
     )
 
 
-def _described(error: BaseException) -> dict[str, Any]:
+def shown(error: BaseException) -> str:
+    """The error's message. Never raises: an error that cannot even be shown is dead-lettered all the same."""
     try:
-        message = str(error)
-    except Exception:  # noqa: BLE001 - an error that cannot even be shown is dead-lettered all the same
-        message = "(this error cannot be shown: its __str__ raises)"
+        return str(error)
+    except Exception:  # noqa: BLE001 - whatever the error's own code raises
+        return "(this error cannot be shown: its __str__ raises)"
+
+
+def _described(error: BaseException) -> dict[str, Any]:
+    message = shown(error)
     return {
         envelope.ERROR: type(error).__name__,
         envelope.ERROR_MESSAGE: cut(message, MESSAGE_LIMIT),

@@ -15,14 +15,13 @@ import inspect
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor as Threads
 from typing import Any, Final
 
-from consumers import events
 from consumers.dead_letter import bare_dead_letter, can_be_sent, dead_letter
-from consumers.events import JobEvent, Observer
 from consumers.job import Job
+from consumers.news import event_of
 from consumers.outcome import DONE, Dead, Done, Dropped, NoHandler, Outcome, Retried, Snooze
 from consumers.readmission import Readmission
 from consumers.registry import Handler, Registry, Route
@@ -31,6 +30,7 @@ from topology import envelope
 from topology.capabilities import Capabilities
 from topology.envelope import Envelope, Malformed, Message, address, copy_of, open_envelope
 from topology.errors import PublishError
+from topology.events import Observer
 from topology.publisher import Publisher
 from topology.settings import Settings
 from topology.spec import Names
@@ -65,7 +65,7 @@ class Executor:
         self._readmission = readmission
         self._threads = threads
         self._observers = tuple(observers)
-        self._handlers: dict[asyncio.Task[Any], Envelope] = {}
+        self._handlers: dict[asyncio.Task[Any], tuple[Envelope, float]] = {}
         self._occupied: set[int] = set()
         self._stopping = False
         self.capabilities: Capabilities | None = None
@@ -113,7 +113,7 @@ class Executor:
 
     async def _twin_ended(self, opened: Envelope) -> None:
         """Waits for a run of the same job in this process, whose connection was lost under it."""
-        twins = [t for t, e in self._handlers.items() if (e.job_id, e.attempt) == (opened.job_id, opened.attempt)]
+        twins = [t for t, (e, _) in self._handlers.items() if (e.job_id, e.attempt) == (opened.job_id, opened.attempt)]
         if twins:
             await asyncio.wait(twins)
 
@@ -124,7 +124,7 @@ class Executor:
             return _SHUTDOWN
         task = asyncio.current_task()
         assert task is not None
-        self._handlers[task] = opened
+        self._handlers[task] = opened, time.time()
         limit = route.job_type.timeout
         try:
             async with asyncio.timeout(limit) as clock:
@@ -184,6 +184,11 @@ class Executor:
         name = type(outcome).__name__.lower()
         logger.log(level, "%s %s attempt %d: %s (%r)", opened.job_type, opened.job_id, opened.attempt, name, error)
         return outcome
+
+    def running(self) -> Iterator[tuple[float, str, str, int, int]]:
+        """What a handler runs for, the oldest first: Unix seconds of its start, job id, job type, replay, attempt."""
+        for opened, began in self._handlers.values():
+            yield began, opened.job_id, opened.job_type, opened.replay, opened.attempt
 
     def interrupt(self) -> int:
         """Shutdown, grace over: cancels what runs, so that it goes back to its queue. Returns how many."""
@@ -254,16 +259,7 @@ class Executor:
             self._readmission.remember(opened, outcome)
 
     def _tell(self, delivery: Delivery, opened: Envelope | None, outcome: Outcome, duration: float) -> None:
-        error = getattr(outcome, "error", None)
-        event = JobEvent(
-            _EVENT_OF[type(outcome)],
-            opened.job_id if opened else delivery.properties.message_id or "",
-            delivery.job_type,
-            opened.attempt if opened else 1,
-            time.time(),
-            duration,
-            type(error).__name__ if error is not None else None,
-        )
+        event = event_of(delivery, opened, outcome, duration)
         for observer in self._observers:
             try:
                 observer(event)
@@ -277,12 +273,3 @@ async def _forget_cancellation(task: asyncio.Task[Any]) -> None:
         task.uncancel()
     with contextlib.suppress(asyncio.CancelledError):
         await asyncio.sleep(0)
-
-
-_EVENT_OF: Final[dict[type, str]] = {
-    Done: events.DONE,
-    Retried: events.RETRYING,
-    Snooze: events.SNOOZED,
-    Dead: events.DEAD,
-    Dropped: events.CANCELLED,
-}

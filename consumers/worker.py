@@ -8,12 +8,12 @@ from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
-from consumers.events import Observer
 from consumers.executor import Executor
 from consumers.readmission import Readmission
 from consumers.registry import Registry, Route
-from consumers.reporter import Reporter
+from producers.reporter import Reporter
 from topology.errors import BrokerUnreachable, TopologyError
+from topology.events import Observer
 from topology.link import Connection, Link
 from topology.publisher import Publisher
 from topology.settings import Settings
@@ -52,7 +52,9 @@ class Worker:
         self._concurrency = concurrency
         self._verify = verify
         self._publisher = Publisher(settings, "worker publisher")
-        self._reporter = Reporter(self._publisher, self._names) if settings.report else None
+        self._reporter = (
+            Reporter(self._publisher, self._names, job_types=registry.job_types) if settings.report else None
+        )
         blocking = sum(not route.is_async for route in self._routes)
         self._threads = ThreadPoolExecutor(max(1, blocking * concurrency), thread_name_prefix="hareline job")
         self._executor = Executor(
@@ -100,6 +102,8 @@ class Worker:
         self._warn_of_long_jobs()
         self._publisher.start()
         self._link.start()
+        if self._reporter is not None:
+            self._reporter.watch(self._executor.running)
         try:
             await self._draining.wait()
             if self._unfit is not None:

@@ -76,7 +76,7 @@ class BlockingProducer:
             key=key,
             correlation_id=correlation_id,
         )
-        self._running().publish(message, self._orders.timeout(timeout))
+        self._running().publish(message, job_type, self._orders.timeout(timeout))
         return job_id_of(message)
 
     def enqueue_many(
@@ -158,12 +158,12 @@ class _Engine:
         self._thread.start()
         self.call(self.producer.open())
 
-    def publish(self, message: Message, timeout: float) -> None:
+    def publish(self, message: Message, job_type: JobType[Any], timeout: float) -> None:
         """Publishes one message and waits for its confirm: one hop into the loop, one back, and nothing in between."""
         receipt = _Receipt()
         with self._gate:
             self._admit()
-            self._loop.call_soon_threadsafe(self.producer.post, message, timeout, receipt)
+            self._loop.call_soon_threadsafe(self.producer.post, message, job_type, timeout, receipt)
         receipt.wait()
 
     def call(self, work: Any) -> Any:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from producers.orders import OrderBook, job_id_of
+from producers.reporter import CLOSING, Reporter
 from topology.contract import JobType
 from topology.envelope import Message
-from topology.errors import BatchError, EnqueueError
+from topology.errors import BatchError, EnqueueError, PublishError
 from topology.publisher import Publisher, Receipt
 from topology.settings import Settings
+from topology.spec import Names
 
 P = TypeVar("P")
 
@@ -30,6 +32,7 @@ class Producer:
         self._settings = settings or Settings.from_env()
         self._orders = OrderBook(self._settings)
         self._publisher = Publisher(self._settings)
+        self._reporter = Reporter(self._publisher, Names(self._settings.namespace)) if self._settings.report else None
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -44,13 +47,20 @@ class Producer:
         """Begins to connect, in the background; jobs may be enqueued at once."""
         self._publisher.start()
 
-    def post(self, message: Message, timeout: float, receipt: Receipt) -> None:
+    def post(self, message: Message, job_type: JobType[Any], timeout: float, receipt: Receipt) -> None:
         """Publishes a message of the order book's; ``receipt`` is resolved at its confirm. For other producers."""
-        self._publisher.post(message, timeout, receipt)
+        told = receipt if self._reporter is None else _Told(receipt, self._reporter, message, job_type)
+        self._publisher.post(message, timeout, told)
 
     async def close(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - part of the contract
-        """Waits until all is confirmed, up to ``timeout`` seconds (default: the publish timeout), and disconnects."""
-        await self._publisher.stop(self._orders.timeout(timeout))
+        """Waits until all is confirmed, up to ``timeout`` seconds (default: the publish timeout), and disconnects.
+
+        While the broker is there it takes the last reports first, for a second at most.
+        """
+        seconds = self._orders.timeout(timeout)
+        if self._reporter is not None:
+            await self._reporter.close(min(CLOSING, seconds))
+        await self._publisher.stop(seconds)
 
     async def enqueue(
         self,
@@ -80,6 +90,8 @@ class Producer:
             correlation_id=correlation_id,
         )
         await self._publisher.send(message, self._orders.timeout(timeout))
+        if self._reporter is not None:
+            self._reporter.queued(message, job_type)
         return job_id_of(message)
 
     async def enqueue_many(
@@ -101,7 +113,8 @@ class Producer:
         """
         options: dict[str, Any] = {"priority": priority, "delay": delay, "at": at, "correlation_id": correlation_id}
         seconds = self._orders.timeout(timeout)
-        batch = _Batch()
+        reporter = self._reporter
+        batch = _Batch(None if reporter is None else lambda message: reporter.queued(message, job_type))
         window = self._settings.max_unconfirmed
         try:
             for payload in payloads:
@@ -120,12 +133,35 @@ class Producer:
         return batch.ids()
 
 
+class _Told:
+    """A receipt that reports the job as accepted when it is."""
+
+    __slots__ = ("_job_type", "_message", "_receipt", "_reporter")
+
+    def __init__(self, receipt: Receipt, reporter: Reporter, message: Message, job_type: JobType[Any]) -> None:
+        self._receipt = receipt
+        self._reporter = reporter
+        self._message = message
+        self._job_type = job_type
+
+    def done(self) -> bool:
+        return self._receipt.done()
+
+    def set_result(self, _: None, /) -> None:
+        self._receipt.set_result(None)
+        self._reporter.queued(self._message, self._job_type)
+
+    def set_exception(self, exception: PublishError, /) -> None:
+        self._receipt.set_exception(exception)
+
+
 class _Batch:
     """The outcome of each job of an ``enqueue_many``, in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[Message], None] | None) -> None:
+        self._tell = tell
         self._outcomes: list[str | EnqueueError] = []
-        self._open: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._open: deque[tuple[int, Message, asyncio.Future[None]]] = deque()
 
     @property
     def open(self) -> int:
@@ -138,22 +174,25 @@ class _Batch:
 
     def expect(self, message: Message, future: asyncio.Future[None]) -> None:
         """The next job of the batch is on its way."""
-        self._open.append((len(self._outcomes), future))
+        self._open.append((len(self._outcomes), message, future))
         self._outcomes.append(job_id_of(message))
 
     async def collect(self, count: int) -> None:
         """Waits for the oldest ``count``. They resolve nearly in order, so this wakes far less often than a gather."""
         for _ in range(count):
-            index, future = self._open[0]
+            index, message, future = self._open[0]
             try:
                 await future
             except EnqueueError as error:
                 self._outcomes[index] = error
+            else:
+                if self._tell is not None:
+                    self._tell(message)
             self._open.popleft()
 
     def give_up(self) -> None:
         """Nobody waits for what is still open, if anything is."""
-        for _, future in self._open:
+        for _, _, future in self._open:
             future.cancel()
 
     def ids(self) -> list[str]:

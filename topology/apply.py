@@ -116,8 +116,10 @@ async def verify_for_worker(spec: Spec, presence: Presence, management: Manageme
     """What a worker calls before it consumes. Returns the (empty) plan, whose ``unseen`` is worth a log line.
 
     Raises TopologyError that names each difference and how to make up for it. A management API that does not
-    answer keeps no worker from its work: it then checks existence alone, and ``unseen`` tells why.
+    answer keeps no worker from its work: it then checks existence alone, and ``unseen`` tells why. Nor do missing
+    queues of the recorder.
     """
+    spec = spec.without_records()
     try:
         found = await plan(spec, presence, management)
     except ManagementError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from dataclasses import dataclass, field
-from typing import Any, Final, Generic, Literal, TypeVar
+from typing import Any, Final, Generic, Literal, TypeVar, get_args
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
@@ -13,12 +13,14 @@ from topology.errors import ContractError, PayloadInvalid
 
 P = TypeVar("P")
 
+Record = Literal["all", "failures", "nothing"]
+
 LOWEST_PRIORITY: Final = 0
 HIGHEST_PRIORITY: Final = 9
 DEFAULT_PRIORITY: Final = 4
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
-_RESERVED = {"jobs", "dlx", "dlq", "events", "unroutable"}
+_RESERVED = {"jobs", "dlx", "dlq", "events", "unroutable", "records", "records.failed"}
 _MIGRATING = (".migrating", ".migrating.lock")
 _KEYED_IDS = uuid.UUID("6f1d2a0e-6b7c-5d0e-9a53-6c9e8f0b7c11")
 
@@ -55,7 +57,8 @@ class JobType(Generic[P]):
 
     ``payload_model`` is a pydantic model, or any type that pydantic can validate. ``timeout`` is seconds for one
     run. ``priority`` gives the type a queue with levels 0 to 9, higher first. ``delivery_limit`` is how often a
-    job may come back from a worker that died under it before it goes to the dead-letter queue.
+    job may come back from a worker that died under it before it goes to the dead-letter queue. ``record`` is what
+    the job log learns of: "all", "failures" (only of jobs that failed at least once, or were cancelled) or "nothing".
     """
 
     name: str
@@ -65,6 +68,7 @@ class JobType(Generic[P]):
     priority: bool = False
     group: str | None = None
     delivery_limit: int = 5
+    record: Record = "all"
     adapter: TypeAdapter[P] = field(init=False, repr=False, compare=False)
     """Validates and serialises the payload."""
 
@@ -79,6 +83,8 @@ class JobType(Generic[P]):
             raise ContractError(f"{self.name}: timeout must be above zero seconds")
         if self.delivery_limit < 1:
             raise ContractError(f"{self.name}: delivery_limit must be at least 1")
+        if self.record not in get_args(Record):
+            raise ContractError(f"{self.name}: record is {self.record!r}: 'all', 'failures' or 'nothing'")
         try:
             adapter = TypeAdapter(self.payload_model)
         except PydanticUserError as error:

@@ -34,7 +34,6 @@ UNDECODABLE: Final = "hareline-undecodable"
 _BROKER_HEADERS = ("x-death", "x-first-death", "x-last-death", "x-delivery-count", "x-acquired-count")
 
 CONTENT_TYPE: Final = "application/json"
-TRANSIENT: Final = 1
 PERSISTENT: Final = 2
 
 
@@ -47,6 +46,8 @@ class Message:
     properties: BasicProperties
     body: bytes
     mandatory: bool = True
+    due_at: float | None = None
+    """Unix seconds, on delayed jobs."""
 
 
 def new_id() -> str:
@@ -99,7 +100,7 @@ def new_job(
         type=job_type,
         headers=dict(headers) if headers else None,
     )
-    return Message(exchange, routing_key, properties, body)
+    return Message(exchange, routing_key, properties, body, due_at=time.time() + delay if delay > 0 else None)
 
 
 def fresh_headers(headers: Mapping[str, Any] | None, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,7 +148,11 @@ class Malformed(Exception):
 
 @dataclass(slots=True)
 class Envelope:
-    """A delivered message, understood. ``attempt`` counts from 1; ``deliveries`` how often a worker died under it."""
+    """A delivered message, understood.
+
+    ``attempt`` counts from 1, ``deliveries`` how often a worker died under it, ``replay`` how often the dead-letter
+    desk replayed it.
+    """
 
     job_id: str
     job_type: str
@@ -157,6 +162,7 @@ class Envelope:
     priority: int | None
     headers: Mapping[str, Any]
     body: bytes
+    replay: int = 0
 
 
 _NO_HEADERS: Final[Mapping[str, Any]] = {}
@@ -186,6 +192,7 @@ def open_envelope(properties: BasicProperties, body: bytes, queue_type: str) -> 
         properties.priority,
         headers,
         body,
+        _count(headers, REPLAY, 0) if headers else 0,
     )
 
 
@@ -203,6 +210,6 @@ def _count(headers: Mapping[str, Any], name: str, default: int) -> int:
 def notice(names: Names, routing_key: str, body: bytes) -> Message:
     """An event for whoever listens on the events exchange; nobody may. ``body`` is JSON."""
     properties = BasicProperties(
-        content_type=CONTENT_TYPE, delivery_mode=TRANSIENT, message_id=new_id(), timestamp=int(time.time())
+        content_type=CONTENT_TYPE, delivery_mode=PERSISTENT, message_id=new_id(), timestamp=int(time.time())
     )
     return Message(names.events, routing_key, properties, body, mandatory=False)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from topology import ladder
 from topology.capabilities import Capabilities
 from topology.contract import HIGHEST_PRIORITY, JobType
+from topology.events import BATCH_DONE, BATCH_FAILED
 
 ExchangeKind = Literal["direct", "topic", "fanout"]
+
+RECORDS_BYTES: Final = 64 * 1024 * 1024
+RECORDS_FAILED_BYTES: Final = 256 * 1024 * 1024
+"""How much a recorder may be behind before the oldest reports are dropped: of success first, of failure much later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,16 @@ class Names:
         return f"{self.namespace}.events"
 
     @property
+    def records(self) -> str:
+        """The queue that a recorder reads what went well from: accepted, started and done jobs."""
+        return f"{self.namespace}.records"
+
+    @property
+    def records_failed(self) -> str:
+        """The queue that a recorder reads all else from: failures, retries, snoozes, cancellations."""
+        return f"{self.namespace}.records.failed"
+
+    @property
     def unroutable(self) -> str:
         """The exchange, and the queue, of delayed jobs whose destination has gone."""
         return f"{self.namespace}.unroutable"
@@ -107,6 +122,16 @@ class Spec:
         """The bindings that lead into ``queue``."""
         return tuple(b for b in self.bindings if b.to == "queue" and b.destination == queue)
 
+    def without_records(self) -> Spec:
+        """What workers need. Where nobody records, the reports go nowhere, and that stops nobody."""
+        records = {self.names.records, self.names.records_failed}
+        return Spec(
+            self.names,
+            self.exchanges,
+            tuple(queue for queue in self.queues if queue.name not in records),
+            tuple(binding for binding in self.bindings if binding.destination not in records),
+        )
+
 
 def derive(job_types: Iterable[JobType[Any]], capabilities: Capabilities, namespace: str) -> Spec:
     """The topology for ``job_types`` on a broker with ``capabilities``. Pure: the same input, the same spec."""
@@ -123,12 +148,16 @@ def derive(job_types: Iterable[JobType[Any]], capabilities: Capabilities, namesp
     queues = [
         Queue(names.dlq, keep),
         Queue(names.unroutable, keep),
+        Queue(names.records, _bounded(keep, RECORDS_BYTES)),
+        Queue(names.records_failed, _bounded(keep, RECORDS_FAILED_BYTES)),
         *_ladder_queues(names, keep),
         *(Queue(names.queue(t.name), job_queue_arguments(t, capabilities, names), t.name) for t in types),
     ]
     bindings = [
         Binding(names.dlx, names.dlq, "queue", "#"),
         Binding(names.unroutable, names.unroutable, "queue", ""),
+        Binding(names.events, names.records, "queue", BATCH_DONE),
+        Binding(names.events, names.records_failed, "queue", BATCH_FAILED),
         *_ladder_bindings(names),
     ]
     for job_type in types:
@@ -164,6 +193,11 @@ def _keep_for_ever(capabilities: Capabilities) -> Mapping[str, Any]:
     if capabilities.quorum_limit_by_default:
         arguments["x-delivery-limit"] = -1  # 3.10 would take -1 for "drop after the first delivery"
     return arguments
+
+
+def _bounded(keep: Mapping[str, Any], size: int) -> Mapping[str, Any]:
+    """A queue that drops its oldest messages beyond ``size`` bytes: a recorder that is late slows nobody."""
+    return {**keep, "x-max-length-bytes": size, "x-overflow": "drop-head"}
 
 
 def _ladder_exchanges(names: Names) -> Iterable[Exchange]:

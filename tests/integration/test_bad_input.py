@@ -13,10 +13,10 @@ import pika
 import pytest
 from pydantic import BaseModel, field_validator
 
-from consumers.events import JobEvent
 from hareline import Job, JobType
 from tests.lab import Lab, until
 from topology.envelope import ATTEMPT, DELIVERIES
+from topology.events import JobEvent
 
 MIB = 1024 * 1024
 GOOD = b'{"n":1}'

@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 import pytest
 
-from consumers.events import JobEvent
 from hareline import Job, Permanent, Retry, Transient
 from tests.lab import Lab, Number, until
+from topology.events import JobEvent
 
 FAST = Retry(attempts=3, base=0.1, factor=1.0, jitter=0.0)
 

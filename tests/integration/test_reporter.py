@@ -9,12 +9,13 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from aiormq.abc import DeliveredMessage
 
-from consumers.events import DONE, JobEvent
-from consumers.reporter import KEPT, Reporter
 from hareline import Job, Permanent, Retry, Transient
+from producers.reporter import KEPT, Reporter
 from tests.lab import Lab, Number, until
+from topology.events import DONE, JobEvent
 from topology.publisher import Publisher
 
 
@@ -26,7 +27,7 @@ class News:
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        return [event for batch in self.batches for event in batch["events"]]
+        return [dict(zip(JobEvent._fields, event, strict=True)) for batch in self.batches for event in batch["events"]]
 
     def of(self, job_id: str) -> list[str]:
         return [event["event"] for event in self.events if event["id"] == job_id]
@@ -81,6 +82,13 @@ async def test_every_outcome_is_reported(lab: Lab) -> None:
         [dead] = [event for event in news.events if event["event"] == "job.dead"]
         assert (dead["type"], dead["attempt"], dead["error"]) == (numbers.name, 1, "Permanent")
         assert dead["duration"] >= 0
+        assert dead["detail"] == {"message": "never"}
+        [again] = [event for event in news.events if event["event"] == "job.retrying"]
+        assert (again["error"], again["detail"]["message"]) == ("Transient", "once")
+        assert again["detail"]["due_at"] == pytest.approx(again["at"] + 0.1)
+        [put_off] = [event for event in news.events if event["event"] == "job.snoozed"]
+        assert put_off["detail"]["due_at"] == pytest.approx(put_off["at"] + 0.1)
+        assert {event["replay"] for event in news.events} == {0}
         assert len(news.batches) < len(news.events)
 
 
@@ -124,7 +132,7 @@ async def test_without_a_broker_the_oldest_are_dropped_and_counted(lab: Lab) -> 
     publisher = Publisher(lab.settings, "test of the reporter")
     reporter = Reporter(publisher, lab.names)
     for n in range(KEPT + 10):
-        reporter(JobEvent(DONE, str(n), "some.job", 1, 0.0, 0.0, None))
+        reporter(JobEvent(DONE, str(n), "some.job", 0, 1, 0.0, 0.0))
     assert reporter.dropped == 10
     async with listening(lab) as news:
         publisher.start()

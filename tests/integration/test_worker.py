@@ -11,7 +11,6 @@ from dataclasses import replace
 import pytest
 from pika.spec import BasicProperties
 
-from consumers.events import JobEvent
 from consumers.worker import Worker
 from hareline import Job, Retry
 from tests.lab import Lab, Number, until
@@ -19,6 +18,7 @@ from tests.nodes import Node
 from topology.apply import verify_for_worker
 from topology.envelope import DELIVERIES, PERSISTENT, Message
 from topology.errors import TopologyError
+from topology.events import JobEvent
 from topology.link import Connection
 from topology.publisher import Publisher
 

@@ -135,7 +135,7 @@ def test_the_same_key_gives_the_same_id_everywhere_and_another_type_another() ->
 @pytest.mark.parametrize(
     "name",
     ["", ".", "a.", ".a", "a..b", "a b", "é", "a#", "a.*", "a/b", "x" * 181, "jobs", "dlq", "dlx", "events",
-     "unroutable", "delay.5", "a.migrating", "a.migrating.lock", "a\n"],
+     "unroutable", "records", "records.failed", "delay.5", "a.migrating", "a.migrating.lock", "a\n"],
 )  # fmt: skip
 def test_names_that_could_not_be_routed_are_refused(name: str) -> None:
     """A name is a routing key and a part of a queue's: no wildcards, no empty words, none of Hareline's own."""

@@ -24,8 +24,8 @@ def test_the_ladder_takes_three_nodes(count: int) -> None:
     """The picture grows with the job types alone, so that it stays readable."""
     picture = drawing.picture(spec_of(*(f"job{index}" for index in range(count))))
     assert len([node for node in picture.nodes if node.shape == "ladder"]) == 3
-    assert len([node for node in picture.nodes if node.shape == "queue"]) == count + 2
-    assert len(picture.nodes) <= count + 12
+    assert len([node for node in picture.nodes if node.shape == "queue"]) == count + 4
+    assert len(picture.nodes) <= count + 14
 
 
 def test_every_edge_has_both_ends_and_none_is_drawn_twice() -> None:

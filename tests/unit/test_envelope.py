@@ -99,9 +99,9 @@ def test_changes_do_not_touch_the_original_headers() -> None:
 
 
 def test_a_notice_may_get_lost_without_an_error() -> None:
-    """Nobody may listen to events: they are neither mandatory nor persistent."""
+    """Nobody may listen to events: they are not mandatory. Where a recorder's queue takes them, it keeps them."""
     message = notice(NAMES, "job.done", b"{}")
-    assert (message.exchange, message.mandatory, message.properties.delivery_mode) == ("shop.events", False, 1)
+    assert (message.exchange, message.mandatory, message.properties.delivery_mode) == ("shop.events", False, 2)
 
 
 # -- deliveries --------------------------------------------------------------------------------------------------------

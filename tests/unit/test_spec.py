@@ -12,12 +12,16 @@ from topology import ladder
 from topology.capabilities import Capabilities
 from topology.contract import JobType
 from topology.errors import TopologyError
-from topology.spec import Spec, derive
+from topology.spec import Binding, Spec, derive
 
 VERSIONS = [Capabilities((3, 10)), Capabilities((4, 0)), Capabilities((4, 3))]
+RESERVED = {"jobs", "dlx", "dlq", "events", "unroutable", "records", "records.failed"}
 NAMES = st.lists(
     st.from_regex(r"[a-z0-9_-]{1,8}(\.[a-z0-9_-]{1,8}){0,2}", fullmatch=True).filter(
-        lambda name: name not in {"jobs", "dlx", "dlq", "events", "unroutable"} and not name.startswith("delay.")
+        lambda name: (
+            name not in {"jobs", "dlx", "dlq", "events", "unroutable", "records", "records.failed"}
+            and not name.startswith("delay.")
+        )
     ),
     unique=True,
     max_size=6,
@@ -59,7 +63,8 @@ def test_every_reference_leads_somewhere(names: list[str], priority: bool, broke
 def test_nothing_that_keeps_messages_may_drop_them(broker: Capabilities) -> None:
     """The dead-letter queue, the unroutable queue and the ladder never count deliveries."""
     spec = derive(job_types(["a"]), broker, "ns")
-    keepers = [queue for queue in spec.queues if queue.job_type is None]
+    recorders = {spec.names.records, spec.names.records_failed}
+    keepers = [queue for queue in spec.queues if queue.job_type is None and queue.name not in recorders]
     assert len(keepers) == ladder.LEVELS + 2
     for queue in keepers:
         assert queue.arguments["x-queue-type"] == "quorum"
@@ -67,6 +72,36 @@ def test_nothing_that_keeps_messages_may_drop_them(broker: Capabilities) -> None
             assert queue.arguments["x-delivery-limit"] == -1
         else:
             assert "x-delivery-limit" not in queue.arguments
+
+
+@pytest.mark.parametrize("broker", VERSIONS, ids=str)
+def test_the_recorders_queues_are_bounded_and_drop_their_oldest(broker: Capabilities) -> None:
+    """Success and failure apart, each with a limit in bytes; what is dropped goes nowhere."""
+    spec = derive(job_types(["a"]), broker, "ns")
+    for name, size, key in (
+        ("ns.records", 64 * 1024 * 1024, "job.batch.done"),
+        ("ns.records.failed", 256 * 1024 * 1024, "job.batch.failed"),
+    ):
+        queue = spec.queue(name)
+        assert queue is not None
+        limit = {"x-delivery-limit": -1} if broker.quorum_limit_by_default else {}
+        assert queue.arguments == {
+            "x-queue-type": "quorum",
+            "x-max-length-bytes": size,
+            "x-overflow": "drop-head",
+            **limit,
+        }
+        assert spec.bindings_of(name) == (Binding("ns.events", name, "queue", key),)
+
+
+def test_workers_do_not_need_the_recorders_queues() -> None:
+    """Everything but them and their bindings."""
+    spec = derive(job_types(["a"]), VERSIONS[0], "ns")
+    needed = spec.without_records()
+    records = {spec.names.records, spec.names.records_failed}
+    assert {queue.name for queue in spec.queues} - {queue.name for queue in needed.queues} == records
+    assert {b.destination for b in set(spec.bindings) - set(needed.bindings)} == records
+    assert needed.exchanges == spec.exchanges
 
 
 @pytest.mark.parametrize("broker", VERSIONS, ids=str)
