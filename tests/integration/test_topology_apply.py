@@ -52,7 +52,7 @@ async def test_only_what_is_missing_is_created(rig: Rig) -> None:
         spec.names.events,
     }
     assert len(found.of_kind("bind")) == 5
-    assert len(found.changes) == 5
+    assert len(found.changes) == 7
     await apply(spec, rig.control, rig.management, rig.settings)
     assert (await plan(spec, rig.control, rig.management)).empty
 
