@@ -17,12 +17,16 @@ _RESTART_PAUSE: Final = 0.5
 _RESTART_PAUSE_MOST: Final = 10.0
 _HEALTHY_AFTER: Final = 10.0
 _LOOK: Final = 0.05
+_UNFIT: Final = {1, 2}
+"""What `hareline worker` ends with by itself when it cannot begin, after it has said why."""
 
 
 class Processes:
     """``count`` children of the same command. A child that ends unasked is started again, ever more slowly.
 
-    The parent passes SIGTERM and SIGINT on, the second one too, and ends when all children have.
+    One that says at its very first start that it cannot work (exit code 1 or 2: no topology, no such app) would say
+    so for ever: then all are stopped, and its code is the parent's. The parent passes SIGTERM and SIGINT on, the
+    second one too, and ends when all children have.
     """
 
     def __init__(self, command: Sequence[str], count: int) -> None:
@@ -39,6 +43,8 @@ class Processes:
         while any(child.is_wanted for child in self._children):
             for child in self._children:
                 child.watch(self._signals)
+            if not self._signals and any(child.is_unfit for child in self._children):
+                self._signals.append(signal.SIGTERM)
             time.sleep(_LOOK)
         return max(child.exit_code for child in self._children)
 
@@ -55,13 +61,16 @@ class _Child:
         self._due = 0.0
         self._pause = _RESTART_PAUSE
         self._told = 0
+        self._starts = 0
         self.exit_code = 0
         self.is_wanted = True
+        self.is_unfit = False
 
     def start(self) -> None:
         # A session of its own: Ctrl-C reaches the parent alone, which passes it on once.
         self._process = subprocess.Popen(self._command, start_new_session=True)  # noqa: S603 - our own command line
         self._started = time.monotonic()
+        self._starts += 1
 
     def watch(self, signals: Sequence[int]) -> None:
         """Passes on what signals are new, notices that the child has ended, starts another one when it is time."""
@@ -86,6 +95,10 @@ class _Child:
             self.is_wanted = False
             return
         lived = now - self._started
+        if self._starts == 1 and code in _UNFIT and lived < _HEALTHY_AFTER:
+            self.exit_code = code
+            self.is_unfit, self.is_wanted = True, False
+            return
         self._pause = _RESTART_PAUSE if lived > _HEALTHY_AFTER else min(self._pause * 2, _RESTART_PAUSE_MOST)
         self._due = now + self._pause
         logger.warning("a process ended with %d after %.1f s; the next one starts in %.1f s", code, lived, self._pause)

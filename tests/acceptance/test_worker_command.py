@@ -32,11 +32,12 @@ async def test_an_unknown_type_is_a_usage_error(workshop: Workshop) -> None:
     assert workshop.logged(workshop.job_type.name)
 
 
-async def test_a_missing_topology_ends_the_worker_with_the_cure(lab: Lab, tmp_path: Path) -> None:
-    """Exit code 1, and a sentence that says what is missing and which command creates it."""
+@pytest.mark.parametrize("processes", [1, 2])
+async def test_a_missing_topology_ends_the_worker_with_the_cure(lab: Lab, tmp_path: Path, processes: int) -> None:
+    """Exit code 1, and a sentence that says what is missing and which command creates it; no restart cures it."""
     await lab.apply()
     workshop = Workshop(lab, tmp_path)
-    async with workshop.worker() as process:
+    async with workshop.worker("--processes", str(processes)) as process:
         assert await asyncio.wait_for(process.wait(), 60) == 1
     assert workshop.logged("hareline topology apply")
     assert workshop.logged(lab.names.queue(workshop.job_type.name))
