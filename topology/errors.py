@@ -77,6 +77,10 @@ class ManagementError(HarelineError):
     """The management API did not answer, refused the user, or said something unexpected."""
 
 
+class ScheduleInvalid(HarelineError):
+    """A schedule that makes no sense: its expression, zone, interval, time or policy. Nothing was stored."""
+
+
 class StoreError(HarelineError):
     """Something about the database. Every error that the store raises derives from this one."""
 
