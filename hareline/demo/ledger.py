@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from hareline.demo.contracts import JOB_TYPES
 from hareline.demo.effect import Effect
 from hareline.demo.plan import Planned
 from hareline.demo.watch import DeadLetter
+from topology.events import DEAD, DONE, RETRYING, JobEvent
 
 
 @dataclass(slots=True)
@@ -119,18 +119,18 @@ class Ledger:
             entry.done_at = effect.at
         self._open.discard(effect.job_id)
 
-    def report(self, event: dict[str, Any]) -> None:
+    def report(self, event: JobEvent) -> None:
         """Books what a worker reported."""
-        entry = self.entries.get(str(event.get("id")))
+        entry = self.entries.get(event.id)
         if entry is None:
             return
-        if event["event"] == "job.retrying":
-            entry.retries.add(int(event["attempt"]))
-        elif event["event"] == "job.done":
+        if event.event == RETRYING:
+            entry.retries.add(event.attempt)
+        elif event.event == DONE:
             entry.reported_done += 1
-        elif event["event"] == "job.dead":
+        elif event.event == DEAD:
             entry.reported_dead = True
-            self._open.discard(str(event["id"]))
+            self._open.discard(event.id)
 
     def dead_letters(self, letters: Iterable[DeadLetter]) -> None:
         """Books the dead-letter queue as it is: from now on, dead is what lies there."""

@@ -14,10 +14,11 @@ from hareline.demo.contracts import JOB_TYPES
 from topology import envelope
 from topology.apply import apply
 from topology.control import Control
+from topology.events import JobEvent
 from topology.settings import Settings
 from topology.spec import Spec, derive
 
-OnReport = Callable[[dict[str, Any]], None]
+OnReport = Callable[[JobEvent], None]
 _PATIENCE: Final = 15.0
 
 
@@ -39,6 +40,7 @@ class Watch:
         self._settings = settings
         self._spec: Spec = derive(JOB_TYPES, control.capabilities, settings.namespace)
         self._names = self._spec.names
+        self._not_jobs = {self._names.dlq, self._names.records, self._names.records_failed}
 
     @classmethod
     @asynccontextmanager
@@ -61,11 +63,11 @@ class Watch:
 
     @asynccontextmanager
     async def reports(self, on_report: OnReport) -> AsyncIterator[None]:
-        """Calls ``on_report`` with every event that workers report, as a dictionary, during the block."""
+        """Calls ``on_report`` with every event that producers and workers report during the block."""
 
         async def take(message: Any) -> None:
-            for event in json.loads(message.body)["events"]:
-                on_report(event)
+            for row in json.loads(message.body)["events"]:
+                on_report(JobEvent(*row))
 
         async with self._control.channel("listening to reports") as channel:
             declared = await channel.queue_declare(exclusive=True)
@@ -80,7 +82,8 @@ class Watch:
 
     async def waiting(self) -> int:
         """How many jobs wait in queues and on the delay ladder."""
-        found = [await self._control.counts(queue.name) for queue in self._spec.queues if queue.name != self._names.dlq]
+        wanted = [queue.name for queue in self._spec.queues if queue.name not in self._not_jobs]
+        found = [await self._control.counts(name) for name in wanted]
         return sum(counts.ready for counts in found if counts is not None)
 
     async def dead_letters(self) -> list[DeadLetter]:
