@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from consumers.outcome import Cancelled, Permanent, Snoozed, Transient
     from hareline.app import App
     from producers.blocking import BlockingProducer
+    from producers.declaration import Schedule
     from producers.producer import Producer
+    from producers.schedules import ANY, Schedules
     from topology.contract import JobType, Retry
     from topology.errors import (
         BatchError,
@@ -29,12 +31,14 @@ if TYPE_CHECKING:
         PayloadTooLarge,
         PublishError,
         Refused,
+        ScheduleInvalid,
         TopologyError,
         Unroutable,
     )
     from topology.settings import Settings
 
 _HOMES = {
+    "ANY": "producers.schedules",
     "App": "hareline.app",
     "BatchError": "topology.errors",
     "BlockingProducer": "producers.blocking",
@@ -54,6 +58,9 @@ _HOMES = {
     "PublishError": "topology.errors",
     "Refused": "topology.errors",
     "Retry": "topology.contract",
+    "Schedule": "producers.declaration",
+    "ScheduleInvalid": "topology.errors",
+    "Schedules": "producers.schedules",
     "Settings": "topology.settings",
     "Snoozed": "consumers.outcome",
     "TopologyError": "topology.errors",
@@ -62,6 +69,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "ANY",
     "App",
     "BatchError",
     "BlockingProducer",
@@ -81,6 +89,9 @@ __all__ = [
     "PublishError",
     "Refused",
     "Retry",
+    "Schedule",
+    "ScheduleInvalid",
+    "Schedules",
     "Settings",
     "Snoozed",
     "TopologyError",

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from consumers.registry import Registry
+from producers.declaration import Schedule
 from topology.contract import JobType
+from topology.errors import ContractError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -14,11 +16,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 class App:
     """The one object that ``HARELINE_APP=module:attribute`` names.
 
-    A service that only publishes lists its job types; one that works them adds handlers.
+    A service that only publishes lists its job types; one that works them adds handlers. ``schedules`` are made so
+    in the database when ``hareline scheduler`` starts; their job types must be listed, and their names differ.
     """
 
-    def __init__(self, *, job_types: Iterable[JobType[Any]] = ()) -> None:
+    def __init__(self, *, job_types: Iterable[JobType[Any]] = (), schedules: Iterable[Schedule] = ()) -> None:
         self.registry = Registry(job_types)
+        self.schedules = tuple(schedules)
+        _check(self.schedules, self.job_types)
 
     @property
     def job_types(self) -> tuple[JobType[Any], ...]:
@@ -43,3 +48,16 @@ class App:
             return function
 
         return register
+
+
+def _check(schedules: tuple[Schedule, ...], job_types: tuple[JobType[Any], ...]) -> None:
+    known = {job_type.name for job_type in job_types}
+    names: set[str] = set()
+    for schedule in schedules:
+        if schedule.job_type.name not in known:
+            raise ContractError(
+                f"schedule '{schedule.name}': add '{schedule.job_type.name}' to the app's job_types, or nobody runs it"
+            )
+        if schedule.name in names:
+            raise ContractError(f"two schedules have the name '{schedule.name}': it is what tells them apart")
+        names.add(schedule.name)

@@ -73,17 +73,22 @@ def enqueue(
 ) -> None:
     """Publish one job with the JSON PAYLOAD, and print its id once the broker has confirmed it."""
     settings = Settings.from_env()
-    known = {job_type.name: job_type for job_type in load_app(settings.app).job_types}
-    if type_name not in known:
-        raise click.UsageError(f"no job type '{type_name}'; this app knows: {', '.join(sorted(known)) or 'none'}")
-    job_type = known[type_name]
+    job_type = find_type(settings, type_name)
     options = {"priority": priority, "delay": delay, "at": at, "key": key}
-    job_id = asyncio.run(_publish(settings, job_type, _read(job_type, payload), options))
+    job_id = asyncio.run(_publish(settings, job_type, read_payload(job_type, payload), options))
     # Without the store nobody has looked whether the key was used before: null says so.
     click.echo(json.dumps({"id": job_id, "type": type_name, "existed": None}) if as_json else job_id)
 
 
-def _read(job_type: JobType[Any], payload: str) -> Any:
+def find_type(settings: Settings, type_name: str) -> JobType[Any]:
+    """The job type of the app's that has this name; a usage error names those that there are."""
+    known = {job_type.name: job_type for job_type in load_app(settings.app).job_types}
+    if type_name not in known:
+        raise click.UsageError(f"no job type '{type_name}'; this app knows: {', '.join(sorted(known)) or 'none'}")
+    return known[type_name]
+
+
+def read_payload(job_type: JobType[Any], payload: str) -> Any:
     """The payload as a worker would read it, whatever its model is."""
     try:
         json.loads(payload)
