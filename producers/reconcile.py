@@ -15,7 +15,7 @@ from producers.timetable import Policy, columns_of, every_of, first_run, group_o
 from store import schedules as rows
 from store.engine import Database
 from store.schedules import ScheduleRecord
-from topology.errors import ScheduleInvalid
+from topology.errors import EnqueueError, ScheduleInvalid
 from topology.settings import Settings
 
 if TYPE_CHECKING:
@@ -50,8 +50,7 @@ async def reconcile(
 
     What differs is changed; its next run is computed anew where its time was changed. A schedule that an operator
     paused or cancelled stays so. One of the same name that was made by hand becomes the code's. Raises
-    ScheduleInvalid or an EnqueueError for a declaration that makes no sense, and DatabaseUnavailable; nothing is
-    changed then.
+    ScheduleInvalid, which names the schedule, and DatabaseUnavailable; nothing is changed then.
     """
     moment = now or datetime.now(UTC)
     orders = OrderBook(settings or Settings())
@@ -74,31 +73,30 @@ async def reconcile(
     return Reconciled(**{outcome: tuple(names) for outcome, names in done.items()})
 
 
-def recurrence_of(declaration: Schedule, now: datetime) -> Every | Cron:
-    """When a declared schedule runs. Raises ScheduleInvalid that names it."""
-    try:
-        if declaration.cron is not None:
-            return Cron(declaration.cron, declaration.tz)
-        assert declaration.every is not None
-        return every_of(declaration.every, declaration.start, now)
-    except ScheduleInvalid as error:
-        raise ScheduleInvalid(f"schedule '{declaration.name}': {error}") from None
-
-
 def _columns(orders: OrderBook, declaration: Schedule, now: datetime) -> dict[str, Any]:
-    policy = Policy(
-        declaration.name,
-        group_of(declaration.job_type, declaration.group),
-        declaration.misfire,
-        declaration.misfire_window,
-        declaration.overlap,
-    )
-    job = job_columns(orders, declaration.job_type, declaration.payload, declaration.priority)
-    return job | policy.columns() | columns_of(recurrence_of(declaration, now))
+    try:
+        policy = Policy(
+            declaration.name,
+            group_of(declaration.job_type, declaration.group),
+            declaration.misfire,
+            declaration.misfire_window,
+            declaration.overlap,
+        )
+        job = job_columns(orders, declaration.job_type, declaration.payload, declaration.priority)
+        return job | policy.columns() | columns_of(_recurrence(declaration, now))
+    except (ScheduleInvalid, EnqueueError) as error:
+        raise ScheduleInvalid(f"schedule '{declaration.name}': {error}") from error
+
+
+def _recurrence(declaration: Schedule, now: datetime) -> Every | Cron:
+    if declaration.cron is not None:
+        return Cron(declaration.cron, declaration.tz)
+    assert declaration.every is not None
+    return every_of(declaration.every, declaration.start, now)
 
 
 async def _apply(connection: AsyncConnection, declaration: Schedule, columns: dict[str, Any], now: datetime) -> str:
-    due = first_run(recurrence_of(declaration, now), now)
+    due = first_run(_recurrence(declaration, now), now)
     created = columns | new_columns(due, now, rows.FROM_CODE) | {"unique_key": None}
     found = await rows.by_name(connection, declaration.name)
     if found is None:

@@ -327,7 +327,7 @@ def _record(row: Row[Any]) -> ScheduleRecord:
         priority=row.priority,
         expression=row.expression,
         zone=row.zone,
-        interval=row.interval_seconds,
+        interval=None if row.interval_seconds is None else float(row.interval_seconds),
         start_at=row.start_at,
         misfire=row.misfire,
         misfire_window=row.misfire_window,
