@@ -170,7 +170,7 @@ attempts: Final = Table(
     Column("outcome", Text, nullable=False),
     Column("rank", BigInteger, nullable=False),
     Column("ended_at", Moment, nullable=False),
-    Column("duration", Float, nullable=False),
+    Column("duration", Float),
     Column("error", Text),
     Column("error_message", Text),
     PrimaryKeyConstraint("job_id", "replay", "attempt"),
@@ -228,6 +228,10 @@ reporters: Final = Table(
     Column("highest", BigInteger, nullable=False),
     Column("received", BigInteger, nullable=False),
     Column("dropped", BigInteger, nullable=False),
+    Column("ranges", Json, nullable=False),
     Column("seen_at", Moment, nullable=False),
 )
-"""For each process that reports: how far its batches were counted and how many arrived, so that losses are known."""
+"""For each process that reports: how far its batches were counted and how many arrived, so that losses are known.
+
+``ranges`` are the numbers of the batches that arrived, as pairs of first and last: one that arrives twice counts once.
+"""

@@ -38,6 +38,8 @@ class Settings:
     grace: float = 25.0
     consumer_timeout: float = 1800.0
     report: bool = True
+    jobs_done_retention: float = 7 * 86_400.0
+    jobs_failed_retention: float = 30 * 86_400.0
     log_level: str = "INFO"
     extra: Mapping[str, str] = field(default_factory=dict)
 
@@ -69,6 +71,8 @@ class Settings:
             grace=_seconds(env, "HARELINE_GRACE", 25.0),
             consumer_timeout=_seconds(env, "HARELINE_CONSUMER_TIMEOUT", 1800.0),
             report=env.get("HARELINE_REPORT", "on").lower() not in {"off", "0", "false", "no"},
+            jobs_done_retention=_seconds(env, "HARELINE_JOBS_DONE_RETENTION", 7 * 86_400.0),
+            jobs_failed_retention=_seconds(env, "HARELINE_JOBS_FAILED_RETENTION", 30 * 86_400.0),
             log_level=env.get("HARELINE_LOG_LEVEL", "INFO").upper(),
             extra=dict(env),
         )

@@ -31,7 +31,7 @@ def upgrade() -> None:
         sa.Column("outcome", sa.Text(), nullable=False),
         sa.Column("rank", sa.BigInteger(), nullable=False),
         sa.Column("ended_at", Moment(), nullable=False),
-        sa.Column("duration", sa.Float(), nullable=False),
+        sa.Column("duration", sa.Float()),
         sa.Column("error", sa.Text()),
         sa.Column("error_message", sa.Text()),
         sa.PrimaryKeyConstraint("job_id", "replay", "attempt", name="pk_hareline_attempts"),
@@ -160,6 +160,7 @@ def upgrade() -> None:
         sa.Column("highest", sa.BigInteger(), nullable=False),
         sa.Column("received", sa.BigInteger(), nullable=False),
         sa.Column("dropped", sa.BigInteger(), nullable=False),
+        sa.Column("ranges", Json, nullable=False),
         sa.Column("seen_at", Moment(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_hareline_reporters"),
     )

@@ -1,0 +1,167 @@
+"""The job log on both databases: reports that come twice or in any order leave the same rows."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import delete, select
+
+from store import joblog, reporters
+from store.engine import Database
+from store.joblog import Merged
+from store.reporters import Heading, with_numbers
+from store.schema import upgrade
+from store.tables import attempts, jobs
+
+pytestmark = pytest.mark.machine
+
+NOON = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
+T = NOON.timestamp()
+
+texts = st.none() | st.sampled_from(["a", "B", "é", "nul\0"])
+details = st.fixed_dictionaries(
+    {},
+    optional={
+        "due_at": st.sampled_from([T, T + 60]),
+        "message": texts,
+        "payload": texts,
+        "priority": st.none() | st.integers(0, 2),
+        "correlation_id": texts,
+    },
+)
+events = st.tuples(
+    st.sampled_from(list(joblog._EVENTS)),
+    st.sampled_from(["j1", "j2"]),
+    st.sampled_from(["t", "U"]),
+    st.integers(0, 1),
+    st.integers(0, 2),
+    st.sampled_from([T, T + 0.000001, T + 1.5]),
+    st.none() | st.sampled_from([0.25, 1.0]),
+    texts,
+    st.none() | details,
+).map(list)
+batches = st.lists(
+    st.tuples(st.lists(events, min_size=1, max_size=5), st.dictionaries(st.sampled_from("tU"), st.sampled_from("xYé"))),
+    min_size=1,
+    max_size=4,
+)
+
+
+async def write(database: Database, *told: tuple[list[Any], dict[str, str]]) -> None:
+    for rows, groups in told:
+        merged = Merged.empty()
+        merged.add(rows, groups)
+        async with database.transaction() as connection:
+            await joblog.merge(connection, merged)
+
+
+async def rows_of(database: Database) -> tuple[list[Any], list[Any]]:
+    async with database.reading() as connection:
+        log = (await connection.execute(select(jobs).order_by(jobs.c.id))).all()
+        ends = select(attempts).order_by(attempts.c.job_id, attempts.c.replay, attempts.c.attempt)
+        return list(map(tuple, log)), list(map(tuple, (await connection.execute(ends)).all()))
+
+
+async def any_order(url: str, told: list[Any], shuffled: list[Any], again: list[Any]) -> None:
+    database = Database(url)
+    try:
+        outcomes = []
+        together = ([row for rows, _ in told for row in rows], {})
+        for order in (told, shuffled, [*shuffled, *again]):
+            async with database.transaction() as connection:
+                await connection.execute(delete(jobs))
+                await connection.execute(delete(attempts))
+            await write(database, *order)
+            outcomes.append(await rows_of(database))
+        assert outcomes[0] == outcomes[1] == outcomes[2]
+        await write(database, together)
+        assert await rows_of(database) == outcomes[0]
+    finally:
+        await database.close()
+
+
+def test_any_order_and_any_repetition_leave_the_same_rows(database_url: str) -> None:
+    """Also where reports contradict each other at the very same moment."""
+
+    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(batches, st.randoms(use_true_random=False))
+    def check(told: list[Any], dice: random.Random) -> None:
+        shuffled = [(dice.sample(rows, len(rows)), groups) for rows, groups in dice.sample(told, len(told))]
+        asyncio.run(any_order(database_url, told, shuffled, dice.sample(told, max(1, len(told) // 2))))
+
+    check()
+
+
+async def test_both_databases_upgrade(database: Database) -> None:
+    """The tables are those of this version."""
+    before, after = await upgrade(database)
+    assert before == after
+
+
+async def test_a_life(database: Database) -> None:
+    """Queued with a delay, tried twice: one row of the job, one of each attempt."""
+    told: list[Any] = [
+        ["job.queued", "a", "mail", 0, 0, T, None, None, {"payload": "{}", "priority": 3, "due_at": T + 9}],
+        ["job.retrying", "a", "mail", 0, 1, T + 11, 2.0, "Transient", {"message": "no\0", "due_at": T + 20}],
+        ["job.done", "a", "mail", 0, 2, T + 21, 0.5, None, None],
+    ]
+    await write(database, (told[:1], {"mail": "post"}))
+    [[row], _] = await rows_of(database)
+    assert row[3] == "scheduled"
+    await write(database, (told[1:2], {}))
+    async with database.reading() as connection:
+        job = (await connection.execute(select(jobs))).one()
+    assert (job.status, job.error, job.error_message) == ("retrying", "Transient", "no\ufffd")
+    await write(database, (told[2:], {}))
+    async with database.reading() as connection:
+        job = (await connection.execute(select(jobs))).one()
+        ends = (await connection.execute(select(attempts).order_by(attempts.c.attempt))).all()
+    assert (job.status, job.group_name, job.priority, job.payload, job.attempt) == ("done", "post", 3, "{}", 2)
+    assert (job.accepted_at, job.seen_at, job.error) == (NOON, NOON, None)
+    assert job.finished_at - job.started_at == timedelta(seconds=0.5)
+    assert [(end.outcome, end.duration, end.error) for end in ends] == [
+        ("retrying", 2.0, "Transient"),
+        ("done", 0.5, None),
+    ]
+
+
+def test_what_makes_no_sense_is_refused_alone() -> None:
+    merged = Merged.empty()
+    nonsense: list[Any] = [
+        None, [], ["job.done"], ["job.what", "a", "t", 0, 1, T, None, None, None],
+        ["job.done", "", "t", 0, 1, T, None, None, None], ["job.done", "a", "t", -1, 1, T, None, None, None],
+        ["job.done", "a", "t", 0, True, T, None, None, None], ["job.done", "a", "t", 0, 1, 1e300, None, None, None],
+        ["job.done", "a", "t", 0, 1, None, None, None, None], [["x"], "a", "t", 0, 1, T, None, None, None],
+        ["job.done", "a", "t", 0, 1, T, 1e300, None, None],
+    ]  # fmt: skip
+    assert merged.add([*nonsense, ["job.done", "b", "t", 2**40, 2**40, T, None, None, 5]], {}) == 1
+    assert (merged.refused, list(merged.jobs)) == (len(nonsense), ["b"])
+
+
+async def test_batches_that_are_missing_are_counted_and_repeated_ones_are_not(database: Database) -> None:
+    """A gap is missing until it arrives."""
+
+    async def missing(*numbers: int) -> int:
+        async with database.transaction() as connection:
+            await reporters.note(connection, [Heading("r", n, n * 2) for n in numbers], NOON)
+            found = await reporters.losses(connection)
+        assert found.dropped == 10
+        return found.missing
+
+    assert await missing(5, 1, 5) == 3
+    assert await missing(5, 1) == 3
+    assert await missing(2, 3) == 1
+    assert await missing(4) == 0
+
+
+def test_more_gaps_than_are_kept() -> None:
+    """The oldest are closed, and stay counted as missing: what comes from there later is not new."""
+    ranges, added = with_numbers([], range(1, 2001, 2))
+    assert (len(ranges), added) == (200, 1000)
+    assert with_numbers(ranges, [2, 1998])[1] == 1
