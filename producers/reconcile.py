@@ -125,9 +125,10 @@ async def _adapt(
     if not different and not stray:
         return "unchanged"
     values = columns | {"source": rows.FROM_CODE, "unique_key": None, "updated_at": now}
-    if stray and found.status not in rows.ALIVE:
+    moved = not different.isdisjoint(_WHEN)
+    if (stray and found.status not in rows.ALIVE) or (moved and found.status == rows.DONE):
         values |= {"status": rows.ACTIVE, "next_run_at": due}
-    elif different.intersection(_WHEN) and found.status in rows.ALIVE:
+    elif moved and found.status in rows.ALIVE:
         values |= {"next_run_at": due, "buffered_at": None}
     await rows.change(connection, found.id, **values)
     return "changed"

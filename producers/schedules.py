@@ -309,7 +309,7 @@ class Schedules:
             due = record.next_run_at
             if record.kind != "once" and (due is None or (record.misfire == "skip" and due < now)):
                 due = recurrence_of(record).next_after(now)
-            values = {"status": rows.ACTIVE, "next_run_at": due, "updated_at": now}
+            values = {"status": rows.ACTIVE, "next_run_at": due, "error": None, "updated_at": now}
             return await rows.change(open_connection, record.id, **values)
 
     # -- by hand -------------------------------------------------------------------------------------------------------
