@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from consumers.outcome import Cancelled, Permanent, Snoozed, Transient
     from hareline.app import App
     from producers.blocking import BlockingProducer
+    from producers.blocking_schedules import BlockingSchedules
     from producers.declaration import Schedule
     from producers.producer import Producer
     from producers.schedules import ANY, Schedules
@@ -42,6 +43,7 @@ _HOMES = {
     "App": "hareline.app",
     "BatchError": "topology.errors",
     "BlockingProducer": "producers.blocking",
+    "BlockingSchedules": "producers.blocking_schedules",
     "BrokerBlocked": "topology.errors",
     "Cancelled": "consumers.outcome",
     "ConnectionLost": "topology.errors",
@@ -73,6 +75,7 @@ __all__ = [
     "App",
     "BatchError",
     "BlockingProducer",
+    "BlockingSchedules",
     "BrokerBlocked",
     "Cancelled",
     "ConnectionLost",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -12,11 +13,13 @@ from sqlalchemy import select
 
 from hareline import (
     ANY,
+    BlockingSchedules,
     JobType,
     OptionInvalid,
     PayloadInvalid,
     ScheduleInvalid,
     Schedules,
+    Settings,
 )
 from store.engine import Database
 from store.tables import occurrences, outbox
@@ -397,3 +400,20 @@ async def test_a_rolled_back_transaction_leaves_nothing(schedules: Schedules, da
     async with database.transaction() as connection:
         await schedules.cancel(kept.id, connection=connection)
     assert (await schedules.get(kept.id)).status == "cancelled"
+
+
+def test_without_an_event_loop(database_url: str) -> None:
+    """The same from plain code, from several threads too; errors are the same ones."""
+    schedules = BlockingSchedules(Settings(database_url=database_url))
+    with ThreadPoolExecutor(4) as threads:
+        made = list(
+            threads.map(
+                lambda month: schedules.schedule_every(report, {"month": month % 2}, every=60, unique=True), range(8)
+            )
+        )
+    assert sum(not record.existed for record in made) == 2
+    assert schedules.has_scheduled(report, args={"month": 1})
+    assert len(schedules.list_actions(report).items) == 2
+    with pytest.raises(NotFound):
+        schedules.pause("nobody")
+    assert schedules.cancel_all(report) == 2
