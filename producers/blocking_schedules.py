@@ -17,7 +17,7 @@ T = TypeVar("T")
 def _blocking(
     method: Callable[Concatenate[Schedules, P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate[BlockingSchedules, P], T]:
-    def call(self: BlockingSchedules, *args: P.args, **kwargs: P.kwargs) -> T:
+    def call(self: BlockingSchedules, /, *args: P.args, **kwargs: P.kwargs) -> T:
         async def work() -> T:
             async with Schedules(self.settings) as schedules:
                 return await method(schedules, *args, **kwargs)
