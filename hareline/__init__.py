@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from consumers.job import Job
     from consumers.outcome import Cancelled, Permanent, Snoozed, Transient
     from hareline.app import App
+    from hareline.jobs import Jobs
     from producers.blocking import BlockingProducer
     from producers.blocking_schedules import BlockingSchedules
     from producers.declaration import Schedule
@@ -50,6 +51,7 @@ _HOMES = {
     "EnqueueError": "topology.errors",
     "HarelineError": "topology.errors",
     "Job": "consumers.job",
+    "Jobs": "hareline.jobs",
     "JobType": "topology.contract",
     "NotConfirmed": "topology.errors",
     "OptionInvalid": "topology.errors",
@@ -83,6 +85,7 @@ __all__ = [
     "HarelineError",
     "Job",
     "JobType",
+    "Jobs",
     "NotConfirmed",
     "OptionInvalid",
     "PayloadInvalid",

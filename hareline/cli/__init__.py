@@ -16,6 +16,8 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "broker": ("hareline.cli.broker:broker", "Run a private RabbitMQ node in the foreground."),
     "db": ("hareline.cli.database:db", "Create and upgrade the tables in the database."),
     "enqueue": ("hareline.cli.enqueue:enqueue", "Publish one job."),
+    "jobs": ("hareline.cli.jobs:jobs", "List and show jobs, and count them."),
+    "recorder": ("hareline.cli.recorder:recorder", "Carry what is told of jobs into the database."),
     "schedule": ("hareline.cli.schedule:schedule", "Make, list, cancel, pause and run schedules."),
     "topology": ("hareline.cli.topology:topology", "Show, plan, apply, verify and migrate the topology."),
     "worker": ("hareline.cli.worker:worker", "Work off the queues of job types."),

@@ -1,0 +1,199 @@
+"""Takes the batches of reports off the broker and into the job log: commits first, acknowledges then."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Final
+
+from consumers.instruments import BATCHES_REFUSED, EVENTS_RECORDED, EVENTS_REFUSED, LAG
+from consumers.report_batch import NoBatch, ReportBatch, read_batch
+from store import joblog, reporters
+from store.engine import Database
+from store.joblog import Merged
+from store.recovery import persistently
+from topology.errors import BrokerUnreachable, TopologyError
+from topology.link import Connection, Link
+from topology.settings import Settings
+from topology.spec import Names
+from topology.subscription import Delivery, Subscription
+
+logger = logging.getLogger(__name__)
+
+PREFETCH: Final = 4
+"""Messages of each queue that are here at a time; each has 5,000 events at most."""
+_TOGETHER: Final = 10_000
+"""Events after which a transaction takes no further message."""
+_RESUBSCRIBE: Final = 1.0
+_FINISH: Final = 10.0
+"""Seconds for the last transaction when it stops. What is not committed then goes back to the queue."""
+
+
+class EventRecorder:
+    """Consumes ``<ns>.records`` and ``<ns>.records.failed``. Any number of them may run at once.
+
+    A batch is acknowledged once it is committed; one that comes twice changes nothing. What is no batch is logged,
+    counted and dropped. While the database is away nothing is acknowledged, and the queues keep what they can hold.
+    """
+
+    def __init__(
+        self, settings: Settings, database: Database, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        self._database = database
+        self._clock = clock
+        names = Names(settings.namespace)
+        self._queues = (names.records_failed, names.records)
+        self._link = Link(settings.broker_urls, "hareline recorder", on_up=self._up, on_down=lambda _: self._down())
+        self._subscriptions: list[Subscription] = []
+        self._waiting: asyncio.Queue[Delivery] = asyncio.Queue()
+        self._chores: set[asyncio.Task[None]] = set()
+        self._draining = asyncio.Event()
+        self._unfit: TopologyError | None = None
+        self._ever_ready = False
+        self.ready = asyncio.Event()
+        self.recorded = 0
+        self.refused = 0
+
+    async def run(self) -> None:
+        """Records until `drain` is called, then finishes what it has begun.
+
+        Raises TopologyError if the first broker that answers does not have the queues.
+        """
+        self._link.start()
+        writing = asyncio.create_task(self._write_all())
+        draining = asyncio.create_task(self._draining.wait())
+        try:
+            await asyncio.wait({writing, draining}, return_when=asyncio.FIRST_COMPLETED)
+            if self._unfit is not None:
+                raise self._unfit
+            if writing.done():
+                await writing
+            await self._finish()
+        finally:
+            self.ready.clear()
+            writing.cancel()
+            draining.cancel()
+            await asyncio.wait({writing, draining})
+            await self._link.stop()
+
+    def drain(self) -> None:
+        """Asks it to stop."""
+        self._draining.set()
+
+    async def _finish(self) -> None:
+        await asyncio.gather(*(subscription.pause() for subscription in self._subscriptions))
+        try:
+            async with asyncio.timeout(_FINISH):
+                await self._waiting.join()
+        except TimeoutError:
+            logger.warning("what is not recorded yet goes back to the broker's queue: the database takes too long")
+        for subscription in self._subscriptions:
+            await subscription.told()
+
+    # -- connection ------------------------------------------------------------------------------------------------
+
+    async def _up(self, connection: Connection) -> None:
+        if self._draining.is_set():
+            return
+        try:
+            await self._verify(connection)
+        except BrokerUnreachable:
+            raise
+        except TopologyError as error:
+            if not self._ever_ready:
+                self._unfit = error
+                self._draining.set()
+            raise
+        self._subscriptions = [self._subscription(connection, queue) for queue in self._queues]
+        for subscription in self._subscriptions:
+            await subscription.open()
+            subscription.resume()
+        self._ever_ready = True
+        self.ready.set()
+        logger.info("recording from %s", ", ".join(self._queues))
+
+    async def _verify(self, connection: Connection) -> None:
+        missing = [queue for queue in self._queues if not await connection.queue_exists(queue)]
+        if missing:
+            raise TopologyError(
+                f"the broker has no queue {' and no queue '.join(missing)}: run `hareline topology apply`"
+            )
+
+    def _subscription(self, connection: Connection, queue: str) -> Subscription:
+        return Subscription(connection, queue, queue, PREFETCH, self._waiting.put_nowait, self._on_lost)
+
+    def _down(self) -> None:
+        self.ready.clear()
+
+    def _on_lost(self, subscription: Subscription, reason: str) -> None:
+        logger.warning("the consumer on %s ended: %s; subscribing again", subscription.queue, reason)
+        if not self._draining.is_set():
+            task = asyncio.get_running_loop().create_task(self._resubscribe(subscription))
+            self._chores.add(task)
+            task.add_done_callback(self._chores.discard)
+
+    async def _resubscribe(self, lost: Subscription) -> None:
+        await asyncio.sleep(_RESUBSCRIBE)
+        connection = self._link.connection
+        if self._draining.is_set() or connection is None or lost not in self._subscriptions:
+            return
+        subscription = self._subscription(connection, lost.queue)
+        self._subscriptions[self._subscriptions.index(lost)] = subscription
+        try:
+            await subscription.open()
+        except BrokerUnreachable as error:
+            logger.debug("the connection went meanwhile: %s", error)
+            return
+        subscription.resume()
+        await lost.retire(_RESUBSCRIBE)
+
+    # -- writing ---------------------------------------------------------------------------------------------------
+
+    async def _write_all(self) -> None:
+        while True:
+            deliveries = [await self._waiting.get()]
+            batches: list[ReportBatch] = []
+            try:
+                self._read(deliveries[0], batches)
+                while not self._waiting.empty() and sum(len(batch.events) for batch in batches) < _TOGETHER:
+                    deliveries.append(self._waiting.get_nowait())
+                    self._read(deliveries[-1], batches)
+                if batches:
+                    await self._write(batches)
+                for delivery in deliveries:
+                    delivery.acks.done(delivery.tag)
+            finally:
+                for _ in deliveries:
+                    self._waiting.task_done()
+
+    def _read(self, delivery: Delivery, batches: list[ReportBatch]) -> None:
+        if not delivery.acks.is_open:
+            return  # it is delivered again, to somebody
+        try:
+            batches.append(read_batch(delivery.body))
+        except NoBatch as error:
+            self.refused += 1
+            BATCHES_REFUSED.add(1)
+            logger.warning("a message in %s is no batch of reports and is dropped: %s", delivery.queue, error)
+
+    async def _write(self, batches: list[ReportBatch]) -> None:
+        merged = Merged.empty()
+        taken = sum(merged.add(batch.events, batch.groups) for batch in batches)
+
+        async def once() -> None:
+            async with self._database.transaction() as connection:
+                await joblog.merge(connection, merged)
+                await reporters.note(connection, [batch.heading for batch in batches], self._clock())
+
+        await persistently("the recorder", once)
+        self.recorded += taken
+        EVENTS_RECORDED.add(taken)
+        if merged.refused:
+            EVENTS_REFUSED.add(merged.refused)
+            logger.warning("%d reports make no sense and are dropped", merged.refused)
+        newest = max((row["updated_at"] for row in merged.jobs.values()), default=None)
+        if newest is not None:
+            LAG.set(max(0.0, time.time() - newest.timestamp()))

@@ -1,0 +1,31 @@
+"""Metrics of the recorder, through OpenTelemetry's API: without an SDK they cost nothing and go nowhere."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from opentelemetry import metrics
+
+_meter: Final = metrics.get_meter("hareline")
+
+EVENTS_RECORDED: Final = _meter.create_counter(
+    "hareline.recorder.events", unit="{event}", description="State changes written to the job log."
+)
+EVENTS_REFUSED: Final = _meter.create_counter(
+    "hareline.recorder.events.refused", unit="{event}", description="State changes that made no sense."
+)
+BATCHES_REFUSED: Final = _meter.create_counter(
+    "hareline.recorder.batches.refused", unit="{batch}", description="Messages that are no batch of reports."
+)
+LAG: Final = _meter.create_gauge(
+    "hareline.recorder.lag", unit="s", description="Age of the newest state change when it was committed."
+)
+JOBS_CLEANED: Final = _meter.create_counter(
+    "hareline.recorder.jobs.cleaned", unit="{job}", description="Jobs removed from the log after their retention."
+)
+REPORTS_MISSING: Final = _meter.create_gauge(
+    "hareline.recorder.batches.missing", unit="{batch}", description="Batches that were sent and have not arrived."
+)
+REPORTS_DROPPED: Final = _meter.create_gauge(
+    "hareline.recorder.events.dropped", unit="{event}", description="State changes that reporters gave up."
+)

@@ -1,0 +1,60 @@
+"""The recorder: what carries the broker's news into the database. A composition of parts that know nothing of each."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Protocol
+
+from consumers.event_recorder import EventRecorder
+from consumers.job_retention import JobRetention
+from store.engine import Database
+from store.schema import verify
+from topology.settings import Settings
+
+
+class Part(Protocol):
+    """Something that runs within a recorder."""
+
+    async def run(self) -> None:
+        """Works until `drain` is called, then finishes in good order."""
+
+    def drain(self) -> None:
+        """Asks it to stop."""
+
+
+class Recorder:
+    """Runs its parts together: they stop together, and when one fails all do. Any number of recorders may run.
+
+    ``database`` is closed at the end.
+    """
+
+    def __init__(self, settings: Settings, database: Database, *, parts: Sequence[Part] | None = None) -> None:
+        self._database = database
+        self._parts = tuple(parts) if parts is not None else default_parts(settings, database)
+
+    async def run(self) -> None:
+        """Works until `drain` is called. Raises SchemaOutdated, DatabaseUnavailable and TopologyError at the start."""
+        try:
+            await verify(self._database)
+            running = [asyncio.create_task(part.run()) for part in self._parts]
+            try:
+                await asyncio.wait(running, return_when=asyncio.FIRST_EXCEPTION)
+            finally:
+                self.drain()
+                outcomes = await asyncio.gather(*running, return_exceptions=True)
+            for outcome in outcomes:
+                if isinstance(outcome, BaseException):
+                    raise outcome
+        finally:
+            await self._database.close()
+
+    def drain(self) -> None:
+        """Asks all parts to stop."""
+        for part in self._parts:
+            part.drain()
+
+
+def default_parts(settings: Settings, database: Database) -> tuple[Part, ...]:
+    """What ``hareline recorder`` runs."""
+    return (EventRecorder(settings, database), JobRetention(settings, database))

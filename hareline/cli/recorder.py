@@ -1,0 +1,28 @@
+"""``hareline recorder``."""
+
+from __future__ import annotations
+
+import click
+
+from consumers.recorder import Recorder
+from hareline.roles import run_service
+from store.engine import Database
+from topology.settings import Settings
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  hareline recorder
+  HARELINE_DATABASE_URL=postgresql://shop@db/shop hareline recorder
+"""
+)
+def recorder() -> None:
+    """Carry what the broker tells of jobs into the database, until SIGTERM or Ctrl-C.
+
+    Any number may run. It applies nothing: the queues come from `hareline topology apply`, the tables from
+    `hareline db upgrade`. Done jobs are kept for HARELINE_JOBS_DONE_RETENTION (default 7d), failed ones for
+    HARELINE_JOBS_FAILED_RETENTION (30d).
+    """
+    settings = Settings.from_env()
+    run_service(lambda: Recorder(settings, Database.from_settings(settings)), settings)
