@@ -12,7 +12,7 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from producers.orders import OrderBook, job_id_of
+from producers.orders import JobId, OrderBook, job_id_of, needs_no_order
 from producers.producer import Producer
 from topology.contract import JobType
 from topology.envelope import Message
@@ -64,18 +64,28 @@ class BlockingProducer:
         at: datetime | None = None,
         key: str | None = None,
         correlation_id: str | None = None,
+        connection: Any = None,
+        ordering_key: str | None = None,
         timeout: float | None = None,
-    ) -> str:
-        """As `Producer.enqueue`; returns when the broker has confirmed."""
-        message = self._orders.message(
-            job_type,
-            payload,
-            priority=priority,
-            delay=delay,
-            at=at,
-            key=key,
-            correlation_id=correlation_id,
-        )
+    ) -> JobId:
+        """As `Producer.enqueue`; returns when the broker has confirmed.
+
+        ``connection`` is SQLAlchemy's Connection or Session, or Django's ``django.db.connection``.
+        """
+        options: dict[str, Any] = {
+            "priority": priority,
+            "delay": delay,
+            "at": at,
+            "key": key,
+            "correlation_id": correlation_id,
+        }
+        if connection is not None:
+            from store.enlisting import enlist_blocking  # noqa: PLC0415 - needs the server extra
+
+            row = self._orders.row(job_type, payload, ordering_key=ordering_key, **options)
+            return JobId(row.job_id, enlist_blocking(connection, [row], keyed=key is not None))
+        needs_no_order(ordering_key)
+        message = self._orders.message(job_type, payload, **options)
         self._running().publish(message, job_type, self._orders.timeout(timeout))
         return job_id_of(message)
 
@@ -88,11 +98,21 @@ class BlockingProducer:
         delay: float | None = None,
         at: datetime | None = None,
         correlation_id: str | None = None,
+        connection: Any = None,
+        ordering_key: str | None = None,
         timeout: float | None = None,
-    ) -> list[str]:
+    ) -> list[JobId]:
         """As `Producer.enqueue_many`; the payloads are read in the calling thread before the first is sent."""
+        if connection is not None:
+            from store.enlisting import enlist_blocking  # noqa: PLC0415 - needs the server extra
+
+            options: dict[str, Any] = {"priority": priority, "delay": delay, "at": at, "correlation_id": correlation_id}
+            rows = self._orders.rows(job_type, payloads, ordering_key=ordering_key, **options)
+            enlist_blocking(connection, rows, keyed=False)
+            return [JobId(row.job_id) for row in rows]
+        needs_no_order(ordering_key)
         engine = self._running()
-        ids: list[str] = engine.call(
+        ids: list[JobId] = engine.call(
             engine.producer.enqueue_many(
                 job_type,
                 list(payloads),

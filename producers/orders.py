@@ -1,19 +1,40 @@
-"""From a call of ``enqueue`` to the message that leaves: every check that needs no broker."""
+"""From a call of ``enqueue`` to the message that leaves, or the outbox row: every check that needs no broker."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from topology.contract import DEFAULT_PRIORITY, HIGHEST_PRIORITY, LOWEST_PRIORITY, JobType
 from topology.envelope import Message, new_id, new_job, trace_headers
-from topology.errors import OptionInvalid, PayloadTooLarge
+from topology.errors import BatchError, EnqueueError, OptionInvalid, PayloadTooLarge
 from topology.settings import Settings
 from topology.spec import Names
+
+if TYPE_CHECKING:
+    from store.outbox import OutboxRow  # at run time only where a connection is given: it needs the server extra
 
 _SHORT_STRING = 255  # AMQP's limit for message id, correlation id and routing key
 _LONGEST_TIMEOUT = 365 * 86400.0
 _OUT_OF_REACH = 1e12  # seconds: more than any ladder holds, and few enough to be a float
+
+
+class JobId(str):
+    """A job's id, and what is known of it.
+
+    ``existed`` is whether a job of the same key was there before; None where nobody has looked, as without the
+    outbox or without a key.
+    """
+
+    __slots__ = ("existed",)
+    existed: bool | None
+
+    def __new__(cls, value: str, existed: bool | None = None) -> Self:
+        """A text like any other."""
+        made = super().__new__(cls, value)
+        made.existed = existed
+        return made
 
 
 class OrderBook:
@@ -52,6 +73,39 @@ class OrderBook:
             correlation_id=None if correlation_id is None else _checked("correlation_id", correlation_id),
             headers=trace_headers(),
         )
+
+    def row(
+        self, job_type: JobType[Any], payload: Any, *, ordering_key: str | None = None, **options: Any
+    ) -> OutboxRow:
+        """The outbox row for one job, with the options of `message`: what that refuses is refused here too."""
+        from store.outbox import OutboxRow  # noqa: PLC0415 - see above
+
+        message = self.message(job_type, payload, **options)
+        properties = message.properties
+        return OutboxRow(
+            job_id=job_id_of(message),
+            job_type=job_type.name,
+            body=message.body,
+            origin="enqueue",
+            priority=properties.priority,
+            due_at=None if message.due_at is None else datetime.fromtimestamp(message.due_at, UTC),
+            correlation_id=properties.correlation_id,
+            headers=properties.headers,
+            ordering_key=None if ordering_key is None else _checked("ordering_key", ordering_key),
+        )
+
+    def rows(self, job_type: JobType[Any], payloads: Iterable[Any], **options: Any) -> list[OutboxRow]:
+        """As `row`, for each; raises BatchError if any is refused, and then nothing is to be written."""
+        rows: list[OutboxRow] = []
+        failed: list[tuple[int, EnqueueError]] = []
+        for index, payload in enumerate(payloads):
+            try:
+                rows.append(self.row(job_type, payload, **options))
+            except EnqueueError as error:
+                failed.append((index, error))
+        if failed:
+            raise BatchError([], failed)
+        return rows
 
     def timeout(self, seconds: float | None) -> float:
         """How long a publish may take: ``seconds``, or the setting. Infinity is a year."""
@@ -110,7 +164,12 @@ def _checked(name: str, text: str) -> str:
     return text
 
 
-def job_id_of(message: Message) -> str:
+def needs_no_order(ordering_key: str | None) -> None:
+    """Raises OptionInvalid for an ordering key where no outbox is used: the broker's confirm order promises nothing."""
+    if ordering_key is not None:
+        raise OptionInvalid("ordering_key needs connection=: it is the outbox that keeps the order")
+
+
+def job_id_of(message: Message) -> JobId:
     """The id of the job that a message of the order book's carries."""
-    job_id: str = message.properties.message_id
-    return job_id
+    return JobId(message.properties.message_id)

@@ -9,7 +9,7 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from producers.orders import OrderBook, job_id_of
+from producers.orders import JobId, OrderBook, job_id_of, needs_no_order
 from producers.reporter import CLOSING, Reporter
 from topology.contract import JobType
 from topology.envelope import Message
@@ -72,23 +72,35 @@ class Producer:
         at: datetime | None = None,
         key: str | None = None,
         correlation_id: str | None = None,
+        connection: Any = None,
+        ordering_key: str | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - part of the contract
-    ) -> str:
+    ) -> JobId:
         """The id of a job that the broker has confirmed to hold in a queue.
+
+        With ``connection``, SQLAlchemy's AsyncConnection or AsyncSession, the job is a row in its transaction
+        instead, and `hareline relay` publishes it once that has committed: no broker is needed, the producer need
+        not be open, and ``existed`` of the id tells whether ``key`` was used before (then nothing is written). Jobs
+        of one ``ordering_key`` are published one after the other, in the order of their rows.
 
         ``priority`` is 0 to 9, higher first, for job types that have priorities. ``delay`` is seconds, ``at`` a
         time with a zone; the job starts then or later, never earlier. The same ``key`` gives the same job id.
         ``timeout`` is seconds (default HARELINE_PUBLISH_TIMEOUT). Raises an EnqueueError: see topology/errors.py.
         """
-        message = self._orders.message(
-            job_type,
-            payload,
-            priority=priority,
-            delay=delay,
-            at=at,
-            key=key,
-            correlation_id=correlation_id,
-        )
+        options: dict[str, Any] = {
+            "priority": priority,
+            "delay": delay,
+            "at": at,
+            "key": key,
+            "correlation_id": correlation_id,
+        }
+        if connection is not None:
+            from store.enlisting import enlist  # noqa: PLC0415 - needs the server extra
+
+            row = self._orders.row(job_type, payload, ordering_key=ordering_key, **options)
+            return JobId(row.job_id, await enlist(connection, [row], keyed=key is not None))
+        needs_no_order(ordering_key)
+        message = self._orders.message(job_type, payload, **options)
         await self._publisher.send(message, self._orders.timeout(timeout))
         if self._reporter is not None:
             self._reporter.queued(message, job_type)
@@ -103,15 +115,24 @@ class Producer:
         delay: float | None = None,
         at: datetime | None = None,
         correlation_id: str | None = None,
+        connection: Any = None,
+        ordering_key: str | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - part of the contract
-    ) -> list[str]:
+    ) -> list[JobId]:
         """The ids of all jobs, in order, once the broker has confirmed every one; pipelined.
 
         ``timeout`` is seconds from the sending of each. Raises BatchError if some were not accepted; it says which.
         The iterable is read as the broker confirms, so it may be long. Should it raise, or the call be cancelled,
-        then what has been sent may run.
+        then what has been sent may run. With ``connection`` all are written into its transaction, or none.
         """
         options: dict[str, Any] = {"priority": priority, "delay": delay, "at": at, "correlation_id": correlation_id}
+        if connection is not None:
+            from store.enlisting import enlist  # noqa: PLC0415 - needs the server extra
+
+            rows = self._orders.rows(job_type, payloads, ordering_key=ordering_key, **options)
+            await enlist(connection, rows, keyed=False)
+            return [JobId(row.job_id) for row in rows]
+        needs_no_order(ordering_key)
         seconds = self._orders.timeout(timeout)
         reporter = self._reporter
         batch = _Batch(None if reporter is None else lambda message: reporter.queued(message, job_type))
@@ -160,7 +181,7 @@ class _Batch:
 
     def __init__(self, tell: Callable[[Message], None] | None) -> None:
         self._tell = tell
-        self._outcomes: list[str | EnqueueError] = []
+        self._outcomes: list[JobId | EnqueueError] = []
         self._open: deque[tuple[int, Message, asyncio.Future[None]]] = deque()
 
     @property
@@ -195,10 +216,10 @@ class _Batch:
         for _, _, future in self._open:
             future.cancel()
 
-    def ids(self) -> list[str]:
+    def ids(self) -> list[JobId]:
         """All ids, or BatchError."""
         failed = [(index, item) for index, item in enumerate(self._outcomes) if isinstance(item, EnqueueError)]
-        accepted = [item for item in self._outcomes if isinstance(item, str)]
+        accepted = [item for item in self._outcomes if isinstance(item, JobId)]
         if failed:
-            raise BatchError(accepted, failed)
+            raise BatchError([*accepted], failed)
         return accepted

@@ -12,6 +12,7 @@ import click
 from pydantic import ValidationError
 
 from hareline.cli.loading import load_app
+from producers.orders import JobId
 from producers.producer import Producer
 from topology.contract import JobType
 from topology.duration import parse_duration
@@ -53,6 +54,7 @@ class MomentOption(click.ParamType[datetime]):
 Examples:
   hareline enqueue email.send '{"to": "ada@example.org", "subject": "Hello"}'
   hareline enqueue report.build '{"month": 5}' --delay 10m --key report-5
+  hareline enqueue report.build '{"month": 5}' --key report-5 --outbox --json
 """
 )
 @click.argument("type_name", metavar="TYPE")
@@ -61,6 +63,7 @@ Examples:
 @click.option("--delay", type=DurationOption(), help="Start after this long, for example 30s or 2h.")
 @click.option("--at", type=MomentOption(), help="Start at this time, for example 2030-01-31T09:00:00Z.")
 @click.option("--key", help="The same key gives the same job id.")
+@click.option("--outbox", is_flag=True, help="Leave it to `hareline relay`: needs the database, and no broker now.")
 @click.option("--json", "as_json", is_flag=True, help='Print {"id", "type", "existed"}.')
 def enqueue(
     type_name: str,
@@ -69,15 +72,22 @@ def enqueue(
     delay: float | None,
     at: datetime | None,
     key: str | None,
+    outbox: bool,
     as_json: bool,
 ) -> None:
-    """Publish one job with the JSON PAYLOAD, and print its id once the broker has confirmed it."""
+    """Publish one job with the JSON PAYLOAD, and print its id once the broker has confirmed it.
+
+    With --outbox the id is printed once the job is committed to the outbox; a --key that was used there before
+    makes no second job, and "existed" says so.
+    """
     settings = Settings.from_env()
     job_type = find_type(settings, type_name)
     options = {"priority": priority, "delay": delay, "at": at, "key": key}
-    job_id = asyncio.run(_publish(settings, job_type, read_payload(job_type, payload), options))
+    accept = _commit if outbox else _publish
+    job_id = asyncio.run(accept(settings, job_type, read_payload(job_type, payload), options))
     # Without the store nobody has looked whether the key was used before: null says so.
-    click.echo(json.dumps({"id": job_id, "type": type_name, "existed": None}) if as_json else job_id)
+    existed = bool(job_id.existed) if outbox else None
+    click.echo(json.dumps({"id": job_id, "type": type_name, "existed": existed}) if as_json else job_id)
 
 
 def find_type(settings: Settings, type_name: str) -> JobType[Any]:
@@ -104,6 +114,17 @@ def read_payload(job_type: JobType[Any], payload: str) -> Any:
         raise PayloadInvalid(f"{job_type.name}: {'; '.join(problems)}") from None
 
 
-async def _publish(settings: Settings, job_type: JobType[Any], payload: Any, options: dict[str, Any]) -> str:
+async def _publish(settings: Settings, job_type: JobType[Any], payload: Any, options: dict[str, Any]) -> JobId:
     async with Producer(settings) as producer:
         return await producer.enqueue(job_type, payload, **options)
+
+
+async def _commit(settings: Settings, job_type: JobType[Any], payload: Any, options: dict[str, Any]) -> JobId:
+    from store.engine import Database  # noqa: PLC0415 - needs the server extra
+
+    database = Database.from_settings(settings)
+    try:
+        async with database.transaction() as connection:
+            return await Producer(settings).enqueue(job_type, payload, connection=connection, **options)
+    finally:
+        await database.close()
