@@ -42,6 +42,10 @@ class Desk:
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """``hareline schedule ARGUMENTS``."""
+        return self.start(sys.executable, "-m", "hareline", "schedule", *arguments, **environment)
+
+    def start(self, *command: str, text: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+        """Any command, with the app and the database in its environment."""
         env = {
             **os.environ,
             "HARELINE_APP": "shop:app",
@@ -50,8 +54,8 @@ class Desk:
             **environment,
         }
         return subprocess.run(
-            [sys.executable, "-m", "hareline", "schedule", *arguments],
-            cwd=self.directory, env=env, capture_output=True, text=True, timeout=DEADLINE, check=False,
+            command, cwd=self.directory, env=env, input=text, capture_output=True, text=True, timeout=DEADLINE,
+            check=False,
         )  # fmt: skip
 
     def said(self, *arguments: str) -> Any:
@@ -198,12 +202,32 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("code", "said", "arguments"), REFUSED, ids=[said for _, said, _ in REFUSED])
-def test_nonsense_is_refused_in_one_sentence(desk: Desk, code: int, said: str, arguments: list[str]) -> None:
-    done = desk.run(*arguments)
-    assert (done.returncode, done.stdout) == (code, "")
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
+# Runs the command again and again in one process, as often as standard input has lines of arguments.
+MANY = """
+import contextlib, io, json, sys
+from hareline.cli import main
+for line in sys.stdin:
+    sys.argv = ["hareline", "schedule", *json.loads(line)]
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+    print(json.dumps([code, out.getvalue(), err.getvalue()]))
+"""
+
+
+def test_nonsense_is_refused_in_one_sentence(desk: Desk) -> None:
+    lines = "\n".join(json.dumps(arguments) for _, _, arguments in REFUSED)
+    done = desk.start(sys.executable, "-c", MANY, text=lines)
+    assert done.returncode == 0, done.stderr
+    for (code, said, arguments), line in zip(REFUSED, done.stdout.splitlines(), strict=True):
+        ended, out, err = json.loads(line)
+        assert (ended, out) == (code, ""), arguments
+        assert said in err
+        assert "Traceback" not in err
+    assert desk.said("list") == {"items": [], "next": None}
 
 
 def test_a_database_without_tables_or_out_of_reach(desk: Desk, tmp_path: Path) -> None:
