@@ -5,13 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any, TypeVar
 
 import click
 
+from hareline.app import App
 from hareline.cli.enqueue import DurationOption, MomentOption, find_type, read_payload
+from hareline.cli.loading import load_app
+from producers.reconcile import Reconciled
+from producers.reconcile import reconcile as apply_declarations
 from producers.schedules import ANY, LARGEST_PAGE, Schedules
+from store.engine import Database
 from store.schedules import STATUSES, ScheduleRecord
 from topology.errors import ScheduleInvalid
 from topology.settings import Settings
@@ -224,6 +230,27 @@ def backfill(reference: str, start: datetime, end: datetime, as_json: bool) -> N
     """Issue the runs of a time range that never were. Repeating it issues nothing twice."""
     number = _with(lambda schedules: schedules.backfill(reference, start, end))
     click.echo(json.dumps({"id": reference, "issued": number}) if as_json else f"{number} issued")
+
+
+@schedule.command(epilog="Example: hareline schedule reconcile --json, as a step of a deployment")
+@_as_json
+def reconcile(as_json: bool) -> None:
+    """Make the rows what App(schedules=[...]) declares. Safe to repeat, and with several at once."""
+    settings = Settings.from_env()
+    done = asyncio.run(_reconcile(settings, load_app(settings.app)))
+    if as_json:
+        click.echo(json.dumps(asdict(done)))
+        return
+    for outcome, names in asdict(done).items():
+        click.echo(f"{outcome}: {', '.join(names) or '-'}")
+
+
+async def _reconcile(settings: Settings, app: App) -> Reconciled:
+    database = Database.from_settings(settings)
+    try:
+        return await apply_declarations(database, app.schedules, settings)
+    finally:
+        await database.close()
 
 
 def _make(

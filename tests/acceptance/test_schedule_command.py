@@ -22,13 +22,16 @@ pytestmark = pytest.mark.machine
 
 APP = """
 from pydantic import BaseModel
-from hareline import App, JobType
+from hareline import App, JobType, Schedule
 
 class Report(BaseModel):
     month: int
     year: int = 2026
 
-app = App(job_types=[JobType("report.build", Report), JobType("mail.send", Report, priority=True)])
+report = JobType("report.build", Report)
+declared = Schedule(name="morning", job_type=report, payload=Report(month=5), cron="0 9 * * *", tz="Europe/Lisbon")
+app = App(job_types=[report, JobType("mail.send", Report, priority=True)])
+declaring = App(job_types=[report], schedules=[declared])
 """
 
 
@@ -180,6 +183,18 @@ def test_run_and_backfill_write_jobs_to_the_outbox(desk: Desk) -> None:
     assert desk.said("backfill", made["id"], *range_) == {"id": made["id"], "issued": 6}
     assert desk.run("backfill", "hourly", *range_).stdout == "0 issued\n"
     assert len(desk.jobs()) == 7
+
+
+def test_what_the_code_declares_is_made_so(desk: Desk) -> None:
+    """As a step of a deployment; again it changes nothing, and tells of what is declared no longer."""
+    first = desk.run("reconcile", "--json", HARELINE_APP="shop:declaring")
+    assert (first.returncode, json.loads(first.stdout)["created"]) == (0, ["morning"])
+    again = desk.run("reconcile", HARELINE_APP="shop:declaring")
+    assert again.stdout.splitlines() == ["created: -", "changed: -", "unchanged: morning", "removed: -"]
+    [item] = desk.said("list")["items"]
+    assert (item["name"], item["source"], item["status"]) == ("morning", "code", "active")
+    gone = desk.run("reconcile", "--json")
+    assert json.loads(gone.stdout)["removed"] == ["morning"]
 
 
 REFUSED = [
