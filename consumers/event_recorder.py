@@ -15,7 +15,7 @@ from store import joblog, reporters
 from store.engine import Database
 from store.joblog import Merged
 from store.recovery import persistently
-from topology.errors import BrokerUnreachable, TopologyError
+from topology.errors import BrokerUnreachable, HarelineError, TopologyError
 from topology.link import Connection, Link
 from topology.settings import Settings
 from topology.spec import Names
@@ -161,8 +161,7 @@ class EventRecorder:
                 while not self._waiting.empty() and sum(len(batch.events) for batch in batches) < _TOGETHER:
                     deliveries.append(self._waiting.get_nowait())
                     self._read(deliveries[-1], batches)
-                if batches:
-                    await self._write(batches)
+                await self._write_or_drop(batches)
                 for delivery in deliveries:
                     delivery.acks.done(delivery.tag)
             finally:
@@ -178,6 +177,23 @@ class EventRecorder:
             self.refused += 1
             BATCHES_REFUSED.add(1)
             logger.warning("a message in %s is no batch of reports and is dropped: %s", delivery.queue, error)
+
+    async def _write_or_drop(self, batches: list[ReportBatch]) -> None:
+        """A batch that the database refuses for what is in it must neither come back for ever nor hold up others."""
+        if not batches:
+            return
+        try:
+            await self._write(batches)
+        except HarelineError:
+            raise
+        except Exception:
+            if len(batches) > 1:
+                for batch in batches:
+                    await self._write_or_drop([batch])
+                return
+            self.refused += 1
+            BATCHES_REFUSED.add(1)
+            logger.exception("a batch of reports cannot be recorded and is dropped: this is a fault in Hareline")
 
     async def _write(self, batches: list[ReportBatch]) -> None:
         merged = Merged.empty()

@@ -37,7 +37,8 @@ _EVENTS: Final = {
 _ENDS: Final = 3
 _LAST_ATTEMPT: Final = 2**24 - 1
 _LAST_REPLAY: Final = 2**31 - 1
-_LONGEST_NAME: Final = 1000
+_LONGEST_NAME: Final = 255
+"""As in AMQP. It also keeps rows within what PostgreSQL takes into an index."""
 _LONGEST_MESSAGE: Final = 2000
 
 # What the ruling report says goes together: it is copied as a whole, never mixed.
@@ -79,7 +80,9 @@ class Merged:
     def _take(self, event: Any, groups: dict[str, str]) -> None:
         name, job_id, job_type, replay, attempt, at, duration, error, detail = event
         phase, status = _EVENTS[name] if name in _EVENTS else _refuse(name)
-        if not job_id or not isinstance(job_id, str) or not isinstance(job_type, str) or len(job_id) > _LONGEST_NAME:
+        if not job_id or not isinstance(job_id, str) or not isinstance(job_type, str):
+            _refuse(job_id)
+        if max(len(job_id), len(job_type)) > _LONGEST_NAME:
             _refuse(job_id)
         replay, attempt = _count(replay, _LAST_REPLAY), _count(attempt, _LAST_ATTEMPT)
         moment = _moment(at)

@@ -12,17 +12,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import delete, select
 
-from store import joblog, reporters
+from hareline import Jobs, OptionInvalid
+from store import joblog, outbox, reporters
 from store.engine import Database
 from store.joblog import Merged
+from store.outbox import OutboxRow
 from store.reporters import Heading, with_numbers
 from store.schema import upgrade
 from store.tables import attempts, jobs
+from topology.errors import CursorInvalid, NotFound
 
 pytestmark = pytest.mark.machine
 
 NOON = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
 T = NOON.timestamp()
+HOUR = timedelta(hours=1)
 
 texts = st.none() | st.sampled_from(["a", "B", "é", "nul\0"])
 details = st.fixed_dictionaries(
@@ -138,10 +142,81 @@ def test_what_makes_no_sense_is_refused_alone() -> None:
         ["job.done", "", "t", 0, 1, T, None, None, None], ["job.done", "a", "t", -1, 1, T, None, None, None],
         ["job.done", "a", "t", 0, True, T, None, None, None], ["job.done", "a", "t", 0, 1, 1e300, None, None, None],
         ["job.done", "a", "t", 0, 1, None, None, None, None], [["x"], "a", "t", 0, 1, T, None, None, None],
-        ["job.done", "a", "t", 0, 1, T, 1e300, None, None],
+        ["job.done", "a", "t", 0, 1, T, 1e300, None, None], ["job.done", "a", "t" * 256, 0, 1, T, None, None, None],
     ]  # fmt: skip
     assert merged.add([*nonsense, ["job.done", "b", "t", 2**40, 2**40, T, None, None, 5]], {}) == 1
     assert (merged.refused, list(merged.jobs)) == (len(nonsense), ["b"])
+
+
+async def test_the_longest_names_fit_the_indexes(database: Database) -> None:
+    """255 characters of four bytes each, of no pattern that could be compressed."""
+    dice = random.Random(1)
+    job_id, job_type, group = ("".join(chr(dice.randrange(0x10000, 0x10FFFF)) for _ in range(255)) for _ in range(3))
+    await write(database, ([["job.dead", job_id, job_type, 0, 1, T, None, "E" * 999, None]], {job_type: group}))
+    [row], _ = await rows_of(database)
+    assert row[:3] == (job_id, job_type, group)
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+async def test_pages_by_filters_and_cursor(database: Database) -> None:
+    """The latest first, none twice, none missing, also where many are of one moment; a cursor is of its filters."""
+    told = [["job.done", f"j{n:02}", "ab"[n % 2], 0, 1, T + n // 7, 0.0, None, None] for n in range(40)]
+    await write(database, (told, {"a": "g"}), ([["job.dead", "x", "b", 0, 1, T + 100, 0.0, "E", None]], {}))
+    log = Jobs(database, clock=lambda: NOON + timedelta(seconds=10))
+    seen: list[str] = []
+    cursor = None
+    while True:
+        page = await log.list(type="a", limit=3, cursor=cursor)
+        seen += [job.id for job in page.items]
+        cursor = page.next
+        if cursor is None:
+            break
+    assert seen == sorted((row[1] for row in told if row[2] == "a"), reverse=True)
+    assert {job.id for job in (await log.list(group="g", since=timedelta(seconds=6))).items} == {
+        row[1] for row in told if row[2] == "a" and row[5] >= T + 4
+    }
+    assert [job.id for job in (await log.list(status="dead")).items] == ["x"]
+    first = (await log.list(limit=1)).next
+    assert first
+    for bad in (first[:-2], "x", "", first[::-1]):
+        with pytest.raises(CursorInvalid):
+            await log.list(cursor=bad)
+    with pytest.raises(CursorInvalid):
+        await log.list(status="done", cursor=first)
+    for wrong in ({"status": "well"}, {"limit": 0}, {"since": datetime(2026, 1, 1)}):  # noqa: DTZ001 - the point
+        with pytest.raises(OptionInvalid):
+            await log.list(**wrong)  # type: ignore[arg-type]
+
+
+async def test_a_job_that_is_not_published_yet_is_known(database: Database) -> None:
+    """Its row in the outbox says so; what nobody knows is not found."""
+    log = Jobs(database, clock=lambda: NOON)
+    async with database.transaction() as connection:
+        rows = [OutboxRow("now", "t", b"{}", "enqueue"), OutboxRow("later", "t", b"{}", "enqueue", due_at=NOON + HOUR)]
+        await outbox.add(connection, rows)
+    assert [await log.status(job_id) for job_id in ("now", "later")] == ["queued", "scheduled"]
+    assert (await log.get("now")).payload == "{}"
+    with pytest.raises(NotFound, match="nobody"):
+        await log.get("nobody")
+
+
+async def test_counts(database: Database) -> None:
+    told = [
+        ["job.done", "a", "t", 0, 1, T - 60, 0.0, None, None],
+        ["job.dead", "b", "t", 0, 1, T - 60, 0.0, "E", None],
+        ["job.done", "c", "u", 0, 1, T - 7200, 0.0, None, None],
+    ]
+    await write(database, (told, {"t": "g"}))
+    found = await Jobs(database, clock=lambda: NOON).stats()
+    assert found.by_status == {"done": 2, "dead": 1}
+    assert found.by_type == {"t": {"done": 1, "dead": 1}, "u": {"done": 1}}
+    assert found.by_group == {"g": {"done": 1, "dead": 1}}
+    assert found.last_hour == {"done": 1, "dead": 1}
+
+
+# -- who reported ------------------------------------------------------------------------------------------------------
 
 
 async def test_batches_that_are_missing_are_counted_and_repeated_ones_are_not(database: Database) -> None:
