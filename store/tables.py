@@ -20,6 +20,7 @@ from sqlalchemy import (
     SmallInteger,
     Table,
     Text,
+    text,
 )
 
 from store.columns import Json, Moment, Serial
@@ -111,6 +112,12 @@ schedules: Final = Table(
     Index("ix_hareline_schedules_due", "status", "next_run_at"),
     Index("ix_hareline_schedules_list", "job_type", "next_run_at"),
     Index("ix_hareline_schedules_group", "group_name"),
+    Index(
+        "ix_hareline_schedules_buffered",
+        "buffered_at",
+        postgresql_where=text("buffered_at IS NOT NULL"),
+        sqlite_where=text("buffered_at IS NOT NULL"),
+    ),
 )
 """``kind`` is once, every or cron; ``status`` active, paused, done or cancelled.
 

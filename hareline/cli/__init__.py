@@ -19,6 +19,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "jobs": ("hareline.cli.jobs:jobs", "List and show jobs, and count them."),
     "recorder": ("hareline.cli.recorder:recorder", "Carry what is told of jobs into the database."),
     "schedule": ("hareline.cli.schedule:schedule", "Make, list, cancel, pause and run schedules."),
+    "scheduler": ("hareline.cli.scheduler:scheduler", "Issue the jobs of schedules that fall due."),
     "topology": ("hareline.cli.topology:topology", "Show, plan, apply, verify and migrate the topology."),
     "worker": ("hareline.cli.worker:worker", "Work off the queues of job types."),
 }
