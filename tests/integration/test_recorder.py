@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 
 from consumers.event_recorder import EventRecorder
 from consumers.job_retention import JobRetention
@@ -186,6 +186,45 @@ async def test_a_database_that_is_killed_and_comes_back(
             cluster.start()
         await recorded(postgresql, 210)
         await until(lambda: _received(postgresql, 21), "all batches are counted")
+
+
+@pytest.mark.kills
+async def test_a_stop_while_the_database_is_away_gives_everything_back(
+    lab: Lab, press: Press, cluster: Cluster, postgresql: Database
+) -> None:
+    """It ends within its patience; what was not committed waits in the queue for the next recorder."""
+    await asyncio.to_thread(cluster.kill)
+    try:
+        async with recording(lab, postgresql) as recorder:
+            await recorder.ready.wait()
+            await press.send(1, done(10))
+
+            async def taken() -> bool:
+                return await left(lab) == 0
+
+            await until(taken, "the batch is with the recorder")
+
+        async def back() -> bool:
+            return await left(lab) == 1
+
+        await until(back, "the batch is back")
+    finally:
+        cluster.start()
+    async with recording(lab, postgresql):
+        await recorded(postgresql, 10)
+
+
+async def test_a_batch_that_the_database_refuses_is_dropped_alone(lab: Lab, press: Press, postgresql: Database) -> None:
+    """Its neighbours in the same transaction are recorded, and it does not come back."""
+    async with postgresql.transaction() as connection:
+        await connection.execute(text("ALTER TABLE hareline_jobs ADD CHECK (type <> 'poison')"))
+    await press.send(1, done(10))
+    await press.send(2, [["job.done", "p", "poison", 0, 1, time.time(), 0.1, None, None]])
+    await press.send(3, done(10, 10))
+    async with recording(lab, postgresql) as recorder:
+        await recorded(postgresql, 20)
+        await until(lambda: recorder.refused == 1, "the refusal is counted")
+    assert await left(lab) == 0
 
 
 async def test_from_enqueue_to_the_log(lab: Lab, press: Press, postgresql: Database) -> None:
