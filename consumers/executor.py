@@ -20,6 +20,7 @@ from concurrent.futures import Executor as Threads
 from typing import Any, Final
 
 from consumers.dead_letter import bare_dead_letter, can_be_sent, dead_letter
+from consumers.inbox import Inbox
 from consumers.job import Job
 from consumers.news import event_of
 from consumers.outcome import DONE, Dead, Done, Dropped, NoHandler, Outcome, Retried, Snooze
@@ -57,6 +58,7 @@ class Executor:
         readmission: Readmission,
         threads: Threads,
         observers: Sequence[Observer] = (),
+        inbox: Inbox | None = None,
     ) -> None:
         self._registry = registry
         self._names = Names(settings.namespace)
@@ -64,6 +66,7 @@ class Executor:
         self._publisher = publisher
         self._readmission = readmission
         self._threads = threads
+        self._inbox = inbox
         self._observers = tuple(observers)
         self._handlers: dict[asyncio.Task[Any], tuple[Envelope, float]] = {}
         self._occupied: set[int] = set()
@@ -128,7 +131,7 @@ class Executor:
         limit = route.job_type.timeout
         try:
             async with asyncio.timeout(limit) as clock:
-                await self._call(route, payload, Job(opened))
+                await self._call(route, payload, Job(opened, self._inbox))
         except asyncio.CancelledError as error:
             if self._stopping:
                 return _SHUTDOWN
@@ -180,7 +183,7 @@ class Executor:
             # The error's own attributes raise when they are looked at. It is an error all the same.
             logger.exception("%s %s: its error cannot be classified", opened.job_type, opened.job_id)
             outcome = by_policy(error, retry, opened.attempt)
-        level = logging.INFO if isinstance(outcome, Snooze | Dropped) else logging.WARNING
+        level = logging.INFO if isinstance(outcome, Snooze | Dropped | Done) else logging.WARNING
         name = type(outcome).__name__.lower()
         logger.log(level, "%s %s attempt %d: %s (%r)", opened.job_type, opened.job_id, opened.attempt, name, error)
         return outcome

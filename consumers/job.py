@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from consumers.outcome import Cancelled, Snoozed, Transient
 from topology.envelope import Envelope
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from consumers.inbox import Inbox, Transaction
 
 
 class Job:
     """One delivery of a job, as its handler sees it."""
 
-    __slots__ = ("_envelope",)
+    __slots__ = ("_envelope", "_inbox", "_used")
 
-    def __init__(self, envelope: Envelope) -> None:
+    def __init__(self, envelope: Envelope, inbox: Inbox | None = None) -> None:
         self._envelope = envelope
+        self._inbox = inbox
+        self._used: set[str] | None = None
 
     @property
     def id(self) -> str:
@@ -46,6 +54,26 @@ class Job:
     def headers(self) -> Mapping[str, Any]:
         """The message's headers, read-only by agreement."""
         return self._envelope.headers
+
+    def transaction(self, *, name: str = "", engine: AsyncEngine | Engine | None = None) -> Transaction:
+        """Effects exactly once: ``async with job.transaction() as conn:``, or ``with`` in a plain handler.
+
+        The block's statements commit together with a row that says so. A later delivery of the job raises AlreadyDone
+        before the block, which ends the handler: the job settles as done. Several transactions in one job need a
+        ``name`` each, and ``contextlib.suppress(AlreadyDone)`` around each.
+
+        On the database of HARELINE_DATABASE_URL, or on that of ``engine``, which must have Hareline's tables. Raises
+        DatabaseUnavailable (which is retried) where that is gone, locked, full or read-only.
+        """
+        from consumers.inbox import Inbox, Transaction  # noqa: PLC0415 - few handlers need it
+
+        if self._inbox is None:  # made by hand, in a test of a handler
+            from topology.settings import Settings  # noqa: PLC0415
+
+            self._inbox = Inbox(Settings.from_env(), 1)
+        if self._used is None:
+            self._used = set()
+        return Transaction(self._inbox, (self.id, self.type), name, engine, self._used)
 
     async def retry(self, after: float | None = None) -> NoReturn:
         """Ends this run; the next attempt follows after ``after`` seconds, or by the retry policy."""

@@ -30,6 +30,20 @@ class Cancelled(Exception):
     """The job is no longer wanted: settle it, run nothing, dead-letter nothing."""
 
 
+class AlreadyDone(Exception):
+    """An earlier delivery of the job has committed this transaction: it is done, and its block must not run again.
+
+    Without a name the job settles as done. With one, only the handler knows what else there is to do: it goes round
+    the block with ``contextlib.suppress(AlreadyDone)``. One that gets out of the handler is dead-lettered.
+    """
+
+    def __init__(self, job_id: str, job_type: str, name: str = "") -> None:
+        which = f"the transaction '{name}'" if name else "the transaction"
+        cure = ": put `with suppress(AlreadyDone):` around its block, so that the rest can run" if name else ""
+        super().__init__(f"{which} of {job_type} {job_id} has been committed by an earlier delivery{cure}")
+        self.name = name
+
+
 class WorkerLost(Exception):
     """The job came back again and again from workers that died under it."""
 

@@ -9,14 +9,33 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
-from consumers.outcome import Cancelled, Dead, Dropped, Outcome, Permanent, Retried, Snooze, Snoozed, Transient
+from consumers.outcome import (
+    DONE,
+    AlreadyDone,
+    Cancelled,
+    Dead,
+    Dropped,
+    Outcome,
+    Permanent,
+    Retried,
+    Snooze,
+    Snoozed,
+    Transient,
+)
 from topology.contract import Retry
+from topology.errors import DatabaseUnavailable, SchemaOutdated
 from topology.ladder import MAX_DELAY
 
 _RETRIABLE_STATUS: Final = {408, 425, 429}
 _CLIENT_ERRORS: Final = range(400, 500)
 _PERMANENT: Final[tuple[type[BaseException], ...]] = (Permanent, PermissionError)
-_TRANSIENT: Final[tuple[type[BaseException], ...]] = (Transient, ConnectionError, TimeoutError)
+_TRANSIENT: Final[tuple[type[BaseException], ...]] = (
+    Transient,
+    ConnectionError,
+    TimeoutError,
+    DatabaseUnavailable,
+    SchemaOutdated,  # a worker may be deployed before the upgrade
+)
 
 Classes = Sequence[type[BaseException]]
 
@@ -54,6 +73,8 @@ def classify(
         return Snooze(put_off, str(error))
     if isinstance(error, Cancelled):
         return Dropped(str(error))
+    if isinstance(error, AlreadyDone):
+        return Dead("permanent", error) if error.name else DONE
     after: float | None = None
     if isinstance(error, Transient):
         after = _seconds(error.after)

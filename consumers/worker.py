@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from consumers.executor import Executor
+from consumers.inbox import Inbox
 from consumers.readmission import Readmission
 from consumers.registry import Registry, Route
 from producers.reporter import Reporter
@@ -57,6 +58,7 @@ class Worker:
         )
         blocking = sum(not route.is_async for route in self._routes)
         self._threads = ThreadPoolExecutor(max(1, blocking * concurrency), thread_name_prefix="hareline job")
+        self._inbox = Inbox(settings, concurrency)
         self._executor = Executor(
             registry,
             settings,
@@ -64,6 +66,7 @@ class Worker:
             Readmission(self),
             self._threads,
             [*observers, *([self._reporter] if self._reporter else [])],
+            self._inbox,
         )
         self._link = Link(settings.broker_urls, f"hareline worker {self._name}", on_up=self._up, on_down=self._down)
         self._subscriptions: list[Subscription] = []
@@ -111,7 +114,7 @@ class Worker:
             await self._finish()
         finally:
             self.ready.clear()
-            await asyncio.gather(self._link.stop(), self._publisher.stop(1.0))
+            await asyncio.gather(self._link.stop(), self._publisher.stop(1.0), self._inbox.close())
             self._threads.shutdown(wait=False, cancel_futures=True)
 
     def drain(self) -> None:

@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from consumers.job import Job
-    from consumers.outcome import Cancelled, Permanent, Snoozed, Transient
+    from consumers.outcome import AlreadyDone, Cancelled, Permanent, Snoozed, Transient
     from hareline.app import App
     from hareline.jobs import Jobs
     from producers.blocking import BlockingProducer
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ANY": "producers.schedules",
+    "AlreadyDone": "consumers.outcome",
     "App": "hareline.app",
     "BatchError": "topology.errors",
     "BlockingProducer": "producers.blocking",
@@ -74,6 +75,7 @@ _HOMES = {
 
 __all__ = [
     "ANY",
+    "AlreadyDone",
     "App",
     "BatchError",
     "BlockingProducer",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -188,14 +189,15 @@ def shown(url: URL) -> str:
 
 _DISK_FULL: Final = {"53100", "53200", "53300", "53400"}
 _READ_ONLY: Final = {"25006"}
-_NO_TABLE: Final = {"42P01", "42703"}
 
 
 def _is_trouble(error: DBAPIError) -> bool:
-    state = getattr(error.orig, "sqlstate", None)
-    if isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated:
+    if error.connection_invalidated or _lacks_tables(str(error.orig)):
         return True
-    return state in _DISK_FULL | _READ_ONLY | _NO_TABLE
+    if isinstance(error, OperationalError | InterfaceError):
+        # SQLite calls it operational, too, when a statement is wrong: that is its author's trouble.
+        return getattr(error.orig, "sqlite_errorcode", None) != sqlite3.SQLITE_ERROR
+    return getattr(error.orig, "sqlstate", None) in _DISK_FULL | _READ_ONLY
 
 
 def _lacks_tables(cause: str) -> bool:
