@@ -89,8 +89,7 @@ class Transaction:
             async with AsyncExitStack() as stack:
                 stack.enter_context(translated(engine.url))
                 connection = await stack.enter_async_context(engine.begin())
-                if not await claim(connection, *self._job, self._name):
-                    raise AlreadyDone(*self._job, self._name)
+                self._must_be_new(await claim(connection, *self._job, self._name))
                 self._stack = stack.pop_all()
         except BaseException:
             self._used.discard(self._name)
@@ -121,8 +120,7 @@ class Transaction:
             with ExitStack() as stack:
                 stack.enter_context(translated(engine.url))
                 connection = stack.enter_context(engine.begin())
-                if not claim_blocking(connection, *self._job, self._name):
-                    raise AlreadyDone(*self._job, self._name)
+                self._must_be_new(claim_blocking(connection, *self._job, self._name))
                 self._stack = stack.pop_all()
         except BaseException:
             self._used.discard(self._name)
@@ -144,6 +142,10 @@ class Transaction:
         if self._name in self._used:
             raise Permanent(f"{self._job[1]}: two transactions of one job need names: job.transaction(name=...)")
         self._used.add(self._name)
+
+    def _must_be_new(self, new: bool) -> None:
+        if not new:
+            raise AlreadyDone(*self._job, self._name)
 
     def _ended(self, kind: type[BaseException] | None, swallowed: bool | None) -> bool | None:
         if kind is not None:

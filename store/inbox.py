@@ -6,9 +6,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import Connection, Insert, Table, delete, select, tuple_
+from sqlalchemy import Connection, Table, delete, select, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql.dml import ReturningInsert
 
 from store.engine import POSTGRESQL, Database
 from store.recovery import persistently
@@ -25,19 +26,19 @@ async def claim(connection: AsyncConnection, job_id: str, job_type: str, name: s
 
     A transaction elsewhere that has claimed the same and is not decided is waited for.
     """
-    return (await connection.execute(_claiming(connection.dialect.name, job_id, job_type, name))).rowcount == 1
+    return (await connection.execute(_claiming(connection.dialect.name, job_id, job_type, name))).first() is not None
 
 
 def claim_blocking(connection: Connection, job_id: str, job_type: str, name: str = "") -> bool:
     """The same as `claim` for plain functions."""
-    return connection.execute(_claiming(connection.dialect.name, job_id, job_type, name)).rowcount == 1
+    return connection.execute(_claiming(connection.dialect.name, job_id, job_type, name)).first() is not None
 
 
-def _claiming(dialect: str, job_id: str, job_type: str, name: str) -> Insert:
+def _claiming(dialect: str, job_id: str, job_type: str, name: str) -> ReturningInsert[tuple[str]]:
     row = {"job_id": job_id, "job_type": job_type, "name": name, "handled_at": datetime.now(UTC)}
     if dialect == POSTGRESQL:
-        return postgresql.insert(inbox).values(row).on_conflict_do_nothing()
-    return sqlite.insert(inbox).values(row).on_conflict_do_nothing()
+        return postgresql.insert(inbox).values(row).on_conflict_do_nothing().returning(inbox.c.job_id)
+    return sqlite.insert(inbox).values(row).on_conflict_do_nothing().returning(inbox.c.job_id)
 
 
 async def clean(
