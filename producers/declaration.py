@@ -19,7 +19,7 @@ class Schedule:
 
     ``name`` is its identity: a declaration that changes under the same name changes the schedule. Give either
     ``every`` (seconds or a timedelta; ``start`` is its first run) or ``cron`` (in the time zone ``tz``). The rest is
-    as in `Schedules.schedule_every`. Schedulers make it so when they start; a worker needs nothing of it.
+    as in `Schedules.schedule_every`. `producers.reconcile` makes it so; a worker needs nothing of it.
     """
 
     name: str

@@ -30,6 +30,7 @@ from producers.timetable import (
 )
 from store import schedules as rows
 from store.engine import Database
+from store.schedule_queue import occurrence_job_id
 from store.schedules import ANY, ScheduleCounts, SchedulePage, ScheduleRecord
 from topology.contract import JobType
 from topology.envelope import new_id
@@ -339,8 +340,8 @@ class Schedules:
     ) -> int:
         """Issues the occurrences due from ``start`` to ``end``, both included, that never were; returns how many.
 
-        Repeating it issues nothing twice, as long as the occurrences are kept. All in one transaction, so at most
-        10,000 at once. What lies in the future is left to the scheduler. A paused schedule can be backfilled.
+        Repeating it issues nothing twice while the occurrences are kept (seven days); later, jobs of the same ids once
+        more. One transaction, so at most 10,000 at once. The future is left to the scheduler.
         """
         if moment_of("end", end) < moment_of("start", start):
             raise ScheduleInvalid(f"the range ends at {end.isoformat()}, before it starts at {start.isoformat()}")
@@ -353,7 +354,7 @@ class Schedules:
             expect_alive(record, "backfilled")
             now = self._clock()
             due_times = due_between(recurrence_of(record), start, min(end, now))
-            jobs = [(due, new_id()) for due in islice(due_times, LARGEST_BACKFILL + 1)]
+            jobs = [(due, occurrence_job_id(record.id, due)) for due in islice(due_times, LARGEST_BACKFILL + 1)]
             if len(jobs) > LARGEST_BACKFILL:
                 raise ScheduleInvalid(
                     f"that range has more than {LARGEST_BACKFILL:,} occurrences: backfill it in parts, "

@@ -21,7 +21,9 @@ from hareline import (
     Schedules,
     Settings,
 )
+from producers.scheduler import Scheduler
 from store.engine import Database
+from store.schedule_queue import occurrence_job_id
 from store.tables import occurrences, outbox
 from topology.errors import CursorInvalid, NotFound
 
@@ -368,6 +370,22 @@ async def test_backfills_at_once_issue_each_occurrence_once(schedules: Schedules
     assert sum(issued) == 12 * 60
     assert len(await rows_of(database, outbox)) == 12 * 60
     assert len({row.job_id for row in await rows_of(database, outbox)}) == 12 * 60
+
+
+async def test_a_backfill_and_a_scheduler_issue_an_occurrence_once(
+    schedules: Schedules, database: Database, clock: Clock
+) -> None:
+    """Whoever comes first, under the same job id; the scheduler goes on where it was."""
+    made = await schedules.schedule_every(report, Report(), every=MINUTE, misfire="all")
+    clock.now += 10 * MINUTE
+    assert await schedules.backfill(made.id, NOON, NOON + 4 * MINUTE) == 4
+    await Scheduler(database, clock=clock).issue_due()
+    assert await schedules.backfill(made.id, NOON, clock.now) == 0
+    issued = await rows_of(database, occurrences)
+    assert sorted(row.due_at for row in issued) == [NOON + n * MINUTE for n in range(1, 11)]
+    assert {row.job_id for row in issued} == {occurrence_job_id(made.id, row.due_at) for row in issued}
+    assert sorted(row.job_id for row in await rows_of(database, outbox)) == sorted(row.job_id for row in issued)
+    assert (await schedules.get(made.id)).runs == 10
 
 
 async def test_backfill_has_bounds(schedules: Schedules) -> None:
