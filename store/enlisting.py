@@ -32,7 +32,6 @@ _COLUMNS: Final = (
     "correlation_id",
     "headers",
     "ordering_key",
-    "bucket",
     "created_at",
 )
 _ASYNC: Final = "an AsyncConnection or AsyncSession of SQLAlchemy's"

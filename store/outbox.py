@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any
 
 from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from store.tables import outbox
-
-BUCKETS: Final = 64
-"""Ordering keys share this many buckets; a bucket is published by one relay at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +34,7 @@ class OutboxRow:
 
 def values_of(row: OutboxRow) -> dict[str, Any]:
     """The row as the table takes it."""
-    key = row.ordering_key
-    return {
-        **asdict(row),
-        "bucket": None if key is None else zlib.crc32(key.encode()) % BUCKETS,
-        "created_at": datetime.now(UTC),
-    }
+    return {**asdict(row), "created_at": datetime.now(UTC)}
 
 
 async def add(connection: AsyncConnection, rows: Sequence[OutboxRow]) -> None:

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-_PAUSE: Final = wait_exponential_jitter(initial=0.1, max=5.0, jitter=0.1)
+_PAUSE: Final = wait_exponential_jitter(multiplier=0.1, max=5.0, jitter=0.1)
 
 
 async def persistently(what: str, operation: Callable[[], Awaitable[T]]) -> T:
@@ -33,7 +33,11 @@ async def persistently(what: str, operation: Callable[[], Awaitable[T]]) -> T:
     retrying = AsyncRetrying(
         retry=retry_if_exception_type(DatabaseUnavailable), wait=_PAUSE, before_sleep=note, reraise=True
     )
-    result: T = await retrying(operation)
+
+    async def attempt() -> T:  # whatever ``operation`` is: only a coroutine function is awaited by the library
+        return await operation()
+
+    result: T = await retrying(attempt)
     if troubled:
         logger.info("%s goes on: the database answers again", what)
     return result

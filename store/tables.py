@@ -39,7 +39,6 @@ outbox: Final = Table(
     Column("correlation_id", Text),
     Column("headers", Json),
     Column("ordering_key", Text),
-    Column("bucket", SmallInteger),
     Column("origin", Text, nullable=False),
     Column("created_at", Moment, nullable=False),
     Column("attempts", Integer, nullable=False, server_default="0"),
@@ -47,15 +46,14 @@ outbox: Final = Table(
     Column("retry_at", Moment),
     Column("claimed_until", Moment),
     Column("claimed_by", Text),
-    Index("ix_hareline_outbox_ordering", "bucket", "ordering_key", "id"),
+    Index("ix_hareline_outbox_ordering", "ordering_key", "id"),
     Index("ix_hareline_outbox_job", "job_id"),
     sqlite_autoincrement=True,
 )
 """Jobs that are committed and not published yet. The relay publishes and deletes them.
 
-``bucket`` is a number made from ``ordering_key``; one relay at a time has a bucket, so that the order of a key is
-kept. ``due_at`` is when the job shall run. ``retry_at``: not to be published before, after an ``error``.
-``claimed_until`` and ``claimed_by`` are leases, used on SQLite alone.
+Rows with one ``ordering_key`` are published in the order of their ids. ``due_at`` is when the job shall run.
+``retry_at``: not to be published before, after an ``error``. ``claimed_by`` has the row until ``claimed_until``.
 """
 
 keys: Final = Table(

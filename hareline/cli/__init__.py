@@ -20,6 +20,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "recorder": ("hareline.cli.recorder:recorder", "Carry what is told of jobs into the database."),
     "schedule": ("hareline.cli.schedule:schedule", "Make, list, cancel, pause and run schedules."),
     "scheduler": ("hareline.cli.scheduler:scheduler", "Issue the jobs of schedules that fall due."),
+    "relay": ("hareline.cli.relay:relay", "Publish what is committed in the outbox."),
     "topology": ("hareline.cli.topology:topology", "Show, plan, apply, verify and migrate the topology."),
     "worker": ("hareline.cli.worker:worker", "Work off the queues of job types."),
 }

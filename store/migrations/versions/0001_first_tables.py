@@ -141,7 +141,6 @@ def upgrade() -> None:
         sa.Column("correlation_id", sa.Text()),
         sa.Column("headers", Json),
         sa.Column("ordering_key", sa.Text()),
-        sa.Column("bucket", sa.SmallInteger()),
         sa.Column("origin", sa.Text(), nullable=False),
         sa.Column("created_at", Moment(), nullable=False),
         sa.Column("attempts", sa.Integer(), server_default="0", nullable=False),
@@ -153,7 +152,7 @@ def upgrade() -> None:
         sqlite_autoincrement=True,
     )
     op.create_index("ix_hareline_outbox_job", "hareline_outbox", ["job_id"])
-    op.create_index("ix_hareline_outbox_ordering", "hareline_outbox", ["bucket", "ordering_key", "id"])
+    op.create_index("ix_hareline_outbox_ordering", "hareline_outbox", ["ordering_key", "id"])
     op.create_table(
         "hareline_reporters",
         sa.Column("id", sa.Text(), nullable=False),

@@ -1,0 +1,208 @@
+"""The relay: carries what is committed in the outbox to the broker.
+
+    claim a batch (committed) -> publish, confirmed -> delete (committed)
+
+Killed in between, the rows are claimed again when the lease is over, and go out with the same message ids: at least
+once, never never. No transaction is open while the broker is waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from itertools import groupby
+from typing import Final
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from producers.reporter import CLOSING, Reporter
+from store import claims
+from store.claims import Claimed
+from store.engine import Database
+from store.listening import listen
+from store.outbox import OutboxRow
+from store.recovery import persistently
+from topology.envelope import Message, new_job
+from topology.errors import EnqueueError, PublishError, Refused, Unroutable
+from topology.publisher import Publisher
+from topology.settings import Settings
+from topology.spec import Names
+
+logger = logging.getLogger(__name__)
+
+BATCH: Final = 500
+LANES: Final = 2
+"""Batches under way at once: one is with the broker while the other is with the database."""
+LEASE: Final = 30.0
+"""Seconds for which a claimed row is this relay's. If it dies, others publish the row that much later."""
+_CHANNEL: Final = "hareline_outbox"
+_POLL: Final = {"postgresql": 1.0, "sqlite": 0.05}
+_BROKER_POLL: Final = 0.05
+_RETRY_MOST: Final = 60.0
+_CHAIN: Final = 10.0
+"""Seconds after which no further row of an ordering key is sent: its lease must not end before its confirm."""
+
+Clock = Callable[[], datetime]
+
+
+class Relay:
+    """Publishes outbox rows until `drain`. Any number may run at once on one database."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        *,
+        lease: float = LEASE,
+        clock: Clock = lambda: datetime.now(UTC),
+    ) -> None:
+        self._names = Names(settings.namespace)
+        self._timeout = settings.publish_timeout
+        self._database = database
+        self._lease = lease
+        self._clock = clock
+        self._id = str(uuid.uuid4())
+        self._publisher = Publisher(settings, "relay")
+        self._reporter = Reporter(self._publisher, self._names) if settings.report else None
+        self._draining = asyncio.Event()
+        self._woken = asyncio.Event()
+        self.relayed = 0
+        """How many rows were published and deleted."""
+
+    async def run(self) -> None:
+        """Works until `drain` is called, then finishes the batches that are under way."""
+        self._publisher.start()
+        ears = asyncio.create_task(self._listen())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for number in range(LANES):
+                    group.create_task(self._lane(), name=f"relay lane {number}")
+        finally:
+            ears.cancel()
+            if self._reporter is not None:
+                await self._reporter.close(CLOSING)
+            await self._publisher.stop(self._timeout)
+            await self._database.close()
+
+    def drain(self) -> None:
+        """Asks the relay to stop: no more claims."""
+        self._draining.set()
+        self._woken.set()
+
+    # -- one lane --------------------------------------------------------------------------------------------------
+
+    async def _lane(self) -> None:
+        while not self._draining.is_set():
+            if not self._publisher.is_up:
+                await asyncio.sleep(_BROKER_POLL)  # nobody tells; and a claim now would only be given back
+                continue
+            self._woken.clear()
+            if await self._carry() < BATCH:
+                await self._rest()
+
+    async def _carry(self) -> int:
+        """One batch from claim to delete; returns how many rows were claimed."""
+        rows = await persistently("the relay", self._claim)
+        if not rows:
+            return 0
+        fates = await self._publish(rows)
+        await persistently("the relay", lambda: self._settle(rows, fates))
+        return len(rows)
+
+    async def _claim(self) -> list[Claimed]:
+        async with self._database.reading() as connection:
+            if not await claims.anything(connection, self._clock()):
+                return []  # an idle relay takes no locks
+        async with self._database.transaction() as connection:
+            return await claims.claim(connection, self._id, BATCH, self._lease, self._clock())
+
+    async def _settle(self, rows: Sequence[Claimed], fates: dict[int, PublishError | None]) -> None:
+        done = [row.id for row in rows if row.id in fates and fates[row.id] is None]
+        faulty = [row for row in rows if isinstance(fates.get(row.id), Unroutable | Refused)]
+        settled = {*done, *(row.id for row in faulty)}
+        async with self._database.transaction() as connection:
+            await claims.published(connection, done)
+            for row in faulty:
+                await self._put_off(connection, row, fates[row.id])
+            await claims.release(connection, self._id, [row.id for row in rows if row.id not in settled])
+        self.relayed += len(done)
+
+    async def _put_off(self, connection: AsyncConnection, row: Claimed, error: PublishError | None) -> None:
+        pause = min(2.0**row.attempts, _RETRY_MOST)
+        if row.attempts == 0:
+            logger.warning("%s %s stays in the outbox: %s", row.row.job_type, row.row.job_id, error)
+        await claims.failed(connection, row, str(error), self._clock() + timedelta(seconds=pause))
+
+    async def _rest(self) -> None:
+        """Until a commit is announced, or it is time to look."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_POLL[self._database.dialect]):
+                await self._woken.wait()
+
+    async def _listen(self) -> None:
+        if self._database.is_postgresql:
+            await listen(self._database, _CHANNEL, self._woken.set)
+
+    # -- publishing ------------------------------------------------------------------------------------------------
+
+    async def _publish(self, rows: Sequence[Claimed]) -> dict[int, PublishError | None]:
+        """What became of each row: None where the broker has it. Rows that were not tried are left out."""
+        free = [row for row in rows if row.row.ordering_key is None]
+        keyed = sorted((row for row in rows if row.row.ordering_key is not None), key=_order)
+        chains = [list(chain) for _, chain in groupby(keyed, key=lambda row: row.row.ordering_key)]
+        fates: dict[int, PublishError | None] = {}
+        sent = [(row, self._send(row)) for row in free]
+        following = [asyncio.create_task(self._follow(chain, fates)) for chain in chains]
+        for row, (message, confirm) in sent:
+            fates[row.id] = await self._outcome(message, confirm)
+        if following:
+            await asyncio.wait(following)
+        return fates
+
+    async def _follow(self, chain: Sequence[Claimed], fates: dict[int, PublishError | None]) -> None:
+        """One after the other: what follows a row that failed must not overtake it."""
+        end = time.monotonic() + min(_CHAIN, self._lease / 3)
+        for row in chain:
+            fates[row.id] = await self._outcome(*self._send(row))
+            if fates[row.id] is not None or time.monotonic() > end:
+                return
+
+    def _send(self, claimed: Claimed) -> tuple[Message | None, asyncio.Future[None]]:
+        try:
+            message = self._message(claimed.row)
+        except EnqueueError as error:  # a time that is beyond the ladder, for example
+            refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            refused.set_exception(Refused(str(error)))
+            return None, refused
+        return message, self._publisher.send(message, self._timeout)
+
+    def _message(self, row: OutboxRow) -> Message:
+        delay = 0.0 if row.due_at is None else (row.due_at - self._clock()).total_seconds()
+        return new_job(
+            self._names,
+            row.job_type,
+            row.body,
+            job_id=row.job_id,
+            delay=max(0.0, delay),
+            priority=row.priority,
+            correlation_id=row.correlation_id,
+            headers=row.headers,
+        )
+
+    async def _outcome(self, message: Message | None, confirm: asyncio.Future[None]) -> PublishError | None:
+        try:
+            await confirm
+        except PublishError as error:
+            return error
+        if self._reporter is not None and message is not None:
+            self._reporter.queued(message)
+        return None
+
+
+def _order(row: Claimed) -> tuple[str, int]:
+    return row.row.ordering_key or "", row.id
