@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hareline.jobs import Jobs
     from producers.blocking import BlockingProducer
     from producers.blocking_schedules import BlockingSchedules
+    from producers.dead_letters import DeadLetters
     from producers.declaration import Schedule
     from producers.producer import Producer
     from producers.schedules import ANY, Schedules
@@ -49,6 +50,7 @@ _HOMES = {
     "BrokerBlocked": "topology.errors",
     "Cancelled": "consumers.outcome",
     "ConnectionLost": "topology.errors",
+    "DeadLetters": "producers.dead_letters",
     "EnqueueError": "topology.errors",
     "HarelineError": "topology.errors",
     "Job": "consumers.job",
@@ -83,6 +85,7 @@ __all__ = [
     "BrokerBlocked",
     "Cancelled",
     "ConnectionLost",
+    "DeadLetters",
     "EnqueueError",
     "HarelineError",
     "Job",

@@ -216,6 +216,8 @@ dead_letters: Final = Table(
     Index("ix_hareline_dead_letters_list", "status", "died_at", "id"),
     Index("ix_hareline_dead_letters_type", "job_type", "status", "died_at", "id"),
     Index("ix_hareline_dead_letters_error", "error", "status", "died_at", "id"),
+    Index("ix_hareline_dead_letters_reason", "reason", "status", "died_at", "id"),
+    Index("ix_hareline_dead_letters_group", "group_name", "status", "died_at", "id"),
     Index("ix_hareline_dead_letters_fingerprint", "fingerprint", "status", "died_at", "id"),
     Index("ix_hareline_dead_letters_died_at", "died_at", "id"),
     Index("ix_hareline_dead_letters_job", "job_id"),

@@ -28,7 +28,19 @@ ORIGIN_QUEUE: Final = "hareline-origin-queue"
 DIED_AT: Final = "hareline-died-at"
 REPLAY: Final = "hareline-replay"
 """How often the job was replayed from the dead-letter desk; its attempts count from 1 again each time."""
+REPLACES: Final = "hareline-replaces"
+"""The id of the dead job that this one was made from, with another payload."""
 UNDECODABLE: Final = "hareline-undecodable"
+FAILURE: Final = (
+    ATTEMPT, DELIVERIES, FIRST_FAILED_AT, LAST_FAILED_AT, REASON, ERROR, ERROR_MESSAGE, TRACEBACK, ATTEMPTS,
+    ORIGIN_QUEUE, DIED_AT, UNDECODABLE,
+)  # fmt: skip
+"""Headers that tell of a job's past runs: a replay goes without them."""
+BROKER: Final = (
+    "x-death", "x-first-death-exchange", "x-first-death-queue", "x-first-death-reason", "x-last-death-exchange",
+    "x-last-death-queue", "x-last-death-reason", "x-delivery-count", "x-acquired-count",
+)  # fmt: skip
+"""Headers that the broker writes on a dead letter's way."""
 
 # What the broker writes on its way through dead-letter exchanges. A copy that kept them would be dropped as a cycle.
 _BROKER_HEADERS = ("x-death", "x-first-death", "x-last-death", "x-delivery-count", "x-acquired-count")

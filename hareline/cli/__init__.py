@@ -15,6 +15,7 @@ from topology.errors import HarelineError
 COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "broker": ("hareline.cli.broker:broker", "Run a private RabbitMQ node in the foreground."),
     "db": ("hareline.cli.database:db", "Create, upgrade and clean the tables in the database."),
+    "dlq": ("hareline.cli.dlq:dlq", "Show, replay, edit and discard dead jobs."),
     "enqueue": ("hareline.cli.enqueue:enqueue", "Publish one job."),
     "jobs": ("hareline.cli.jobs:jobs", "List and show jobs, and count them."),
     "recorder": ("hareline.cli.recorder:recorder", "Carry what is told of jobs into the database."),

@@ -1,0 +1,264 @@
+"""``hareline dlq``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, TypeVar
+
+import click
+
+from hareline.cli.enqueue import DurationOption
+from hareline.cli.loading import load_app
+from producers.dead_letters import LARGEST_PAGE, DeadLetter, DeadLetters, Filters
+from store.dead_letters import DEAD, STATUSES
+from topology.settings import Settings
+
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+
+_WATCH: Final = 1.0
+_ALL: Final = "all"
+_RELAY: Final = "a running `hareline relay` publishes them"
+
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+
+@click.group(
+    epilog="""\b
+Examples:
+  hareline dlq groups
+  hareline dlq list --type email.send --error SMTPServerDisconnected --since 2h
+  hareline dlq show 17
+  hareline dlq replay 17 18
+  hareline dlq replay --all --type email.send --rate 100
+  hareline dlq edit 17 --payload '{"to": "ada@example.org", "subject": "Hello"}'
+"""
+)
+def dlq() -> None:
+    """Dead jobs: why they died, and what becomes of them.
+
+    `hareline recorder` takes them from the dead-letter queue into the database of HARELINE_DATABASE_URL.
+    """
+
+
+def _filters(command: F) -> F:
+    options = (
+        click.option("--type", "type", metavar="TYPE", help="Of this job type."),
+        click.option("--error", metavar="CLASS", help="Died of this exception class."),
+        click.option("--reason", help="For this reason, for example worker-lost."),
+        click.option("--group", help="Of this group of job types."),
+        click.option("--fingerprint", help="Of this group, as `hareline dlq groups` shows it."),
+        click.option("--since", type=DurationOption(), help="Died within this long, for example 2h or 7d."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _filters_of(options: dict[str, Any], status: str | None = DEAD) -> Filters:
+    since = options.pop("since")
+    return Filters(since=None if since is None else _ago(since), status=status, **options)
+
+
+def _ago(seconds: float) -> datetime:
+    try:
+        return datetime.now(UTC) - timedelta(seconds=seconds)
+    except OverflowError:
+        raise click.UsageError("that is longer ago than time itself") from None
+
+
+@dlq.command("list", epilog="Example: hareline dlq list --type email.send --since 2h --json")
+@_filters
+@click.option("--status", type=click.Choice([*STATUSES, _ALL]), default=DEAD, show_default=True)
+@click.option("--limit", type=click.IntRange(1, LARGEST_PAGE), default=100, show_default=True, help="Per page.")
+@click.option("--cursor", help="From 'next' of the page before.")
+@_as_json
+def list_(status: str, limit: int, cursor: str | None, as_json: bool, since: float | None, **options: Any) -> None:
+    """List dead letters, the latest first."""
+    # A page's cursor goes with its filters: "2h ago" must be the same moment on the next page.
+    after = None if since is None else _ago(since).replace(second=0, microsecond=0)
+    filters = Filters(since=None, status=None if status == _ALL else status, **options)
+    page = _with(lambda desk: desk.list(filters, limit=limit, cursor=cursor))
+    # The latest come first, so the page at which the time is reached is the last one.
+    items = [letter for letter in page.items if after is None or letter.died_at >= after]
+    following = page.next if len(items) == len(page.items) else None
+    if as_json:
+        click.echo(json.dumps({"items": [_as_item(letter) for letter in items], "next": following}))
+        return
+    for letter in items:
+        click.echo(_line(letter))
+    if not items:
+        click.echo("no dead letters")
+    if following:
+        click.echo(f"more: --cursor {following}")
+
+
+@dlq.command(epilog="Example: hareline dlq show 17")
+@click.argument("letter_id", metavar="ID", type=int)
+@_as_json
+def show(letter_id: int, as_json: bool) -> None:
+    """Show all of one dead letter, with its traceback."""
+    letter = _with(lambda desk: desk.get(letter_id))
+    item = _as_item(letter)
+    if as_json:
+        click.echo(json.dumps(item))
+        return
+    for name, value in item.items():
+        if value is not None and name != "traceback":
+            click.echo(f"{name + ':':16} {value if isinstance(value, str) else json.dumps(value)}")
+    if letter.traceback:
+        click.echo(f"\n{letter.traceback}")
+
+
+@dlq.command(epilog="Example: hareline dlq stats --json")
+@_as_json
+def stats(as_json: bool) -> None:
+    """Count what is dead, by queue and by type."""
+    found = _with(lambda desk: desk.stats())
+    item = asdict(found) | {"oldest": _iso(found.oldest)}
+    if as_json:
+        click.echo(json.dumps(item))
+        return
+    click.echo(f"total {found.total:,}, last 24 h {found.last_24h:,}, oldest {_iso(found.oldest) or '-'}")
+    for title, counts in (("by type", found.by_type), ("by queue", found.by_queue)):
+        for name, number in sorted(counts.items(), key=lambda pair: -pair[1]):
+            click.echo(f"{title:9} {number:>9,}  {name or '-'}")
+
+
+@dlq.command(epilog="Example: hareline dlq groups --since 1d")
+@_filters
+@_as_json
+def groups(as_json: bool, **options: Any) -> None:
+    """Group what is dead by job type and exception, the largest first."""
+    filters = _filters_of(options)
+    found = _with(lambda desk: desk.groups(filters))
+    if as_json:
+        items = [
+            asdict(group) | {"first_died_at": _iso(group.first_died_at), "last_died_at": _iso(group.last_died_at)}
+            for group in found
+        ]
+        click.echo(json.dumps({"items": items}))
+        return
+    for group in found:
+        first = (group.message or "").splitlines()[:1]
+        click.echo(f"{group.count:>9,}  {group.fingerprint}  {group.type}  {group.error or '-'}  {''.join(first)[:80]}")
+    if not found:
+        click.echo("no dead letters")
+
+
+@dlq.command(epilog="Example: hareline dlq replay --all --type email.send --rate 100")
+@click.argument("ids", metavar="[ID ...]", nargs=-1, type=int)
+@click.option("--all", "everything", is_flag=True, help="All that are dead and match the filters.")
+@_filters
+@click.option("--rate", type=click.FloatRange(0, min_open=True), help="At most so many in a second.")
+@click.option("--dry-run", is_flag=True, help="Only say how many.")
+@_as_json
+def replay(
+    ids: tuple[int, ...], everything: bool, rate: float | None, dry_run: bool, as_json: bool, **options: Any
+) -> None:
+    """Run dead jobs again, by ID or all that match. Ended half-way, the same command goes on with what is left."""
+    if bool(ids) == everything or (ids and any(value is not None for value in options.values())):
+        raise click.UsageError("give either IDs, or --all and filters")
+    which = list(ids) if ids else _filters_of(options)
+
+    async def work(desk: DeadLetters) -> int:
+        if dry_run or as_json:
+            return await desk.replay(which, rate=rate, dry_run=dry_run)
+        expected = await desk.replay(which, dry_run=True)
+        with click.progressbar(length=expected, label="replaying") as bar:
+            return await desk.replay(which, rate=rate, progress=bar.update)
+
+    number = _with(work)
+    if as_json:
+        click.echo(json.dumps({"replayed": 0 if dry_run else number, "matched": number, "dry_run": dry_run}))
+    elif dry_run:
+        click.echo(f"{number:,} would be replayed")
+    else:
+        click.echo(f"{number:,} replayed: {_RELAY}")
+
+
+@dlq.command(epilog='Example: hareline dlq edit 17 --payload \'{"to": "ada@example.org", "subject": "Hello"}\'')
+@click.argument("letter_id", metavar="ID", type=int)
+@click.option("--payload", required=True, metavar="JSON", help="What the new job gets.")
+@_as_json
+def edit(letter_id: int, payload: str, as_json: bool) -> None:
+    """Run a dead job with another payload, as a new job that names the old one.
+
+    The payload is checked where HARELINE_APP names an app that knows the job type.
+    """
+    try:
+        value = json.loads(payload)
+    except ValueError as error:
+        raise click.UsageError(f"--payload is not JSON: {error}") from None
+    app = Settings.from_env().app
+    types = load_app(app).job_types if app else ()
+    job_id = _with(lambda desk: desk.edit(letter_id, value), types)
+    click.echo(json.dumps({"id": job_id, "edited": letter_id}) if as_json else f"{job_id}: {_RELAY}")
+
+
+@dlq.command(epilog="Example: hareline dlq discard 17 18")
+@click.argument("ids", metavar="ID ...", nargs=-1, required=True, type=int)
+@_as_json
+def discard(ids: tuple[int, ...], as_json: bool) -> None:
+    """Put dead letters away: they are kept until `clean`, and not replayed."""
+    number = _with(lambda desk: desk.discard(ids))
+    click.echo(json.dumps({"discarded": number}) if as_json else f"{number:,} discarded")
+
+
+@dlq.command(epilog="Example: hareline dlq clean --older-than 30d")
+@click.option(
+    "--older-than", type=DurationOption(), default="30d", show_default=True, help="Died longer ago than this."
+)
+@_as_json
+def clean(older_than: float, as_json: bool) -> None:
+    """Delete old dead letters, whatever became of them."""
+    _ago(older_than)
+    number = _with(lambda desk: desk.clean(timedelta(seconds=older_than)))
+    click.echo(json.dumps({"deleted": number}) if as_json else f"{number:,} deleted")
+
+
+@dlq.command(epilog="Example: hareline dlq watch --json")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document a line.")
+def watch(as_json: bool) -> None:
+    """Print dead letters as they are recorded, until Ctrl-C."""
+
+    async def work(desk: DeadLetters) -> None:
+        last = await desk.latest_id()
+        click.echo("watching: Ctrl-C ends it", err=True)
+        while True:
+            for letter in await desk.recorded_after(last):
+                click.echo(json.dumps(_as_item(letter)) if as_json else _line(letter))
+                last = letter.id
+            await asyncio.sleep(_WATCH)
+
+    try:
+        _with(work)
+    except KeyboardInterrupt:
+        click.echo(err=True)
+
+
+def _with(work: Callable[[DeadLetters], Awaitable[T]], job_types: Any = ()) -> T:
+    async def run() -> T:
+        async with DeadLetters(Settings.from_env(), job_types=job_types) as desk:
+            return await work(desk)
+
+    return asyncio.run(run())
+
+
+def _line(letter: DeadLetter) -> str:
+    first = "".join((letter.message or "").splitlines()[:1])[:80]
+    return f"{letter.id}  {_iso(letter.died_at)}  {letter.type}  {letter.error or letter.reason or '-'}  {first}"
+
+
+def _as_item(letter: DeadLetter) -> dict[str, Any]:
+    item = {name: value for name, value in asdict(letter).items() if name != "body"}
+    item |= {name: _iso(value) for name, value in item.items() if isinstance(value, datetime)}
+    return item | {"payload": letter.payload}
+
+
+def _iso(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat()

@@ -1,0 +1,251 @@
+"""The dead-letter desk as a service uses it: dead jobs found, replayed, edited, put away."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from types import TracebackType
+from typing import Any, Final, Self
+
+from store import dead_letters as rows
+from store.dead_letters import (
+    DEAD,
+    STATUSES,
+    DeadLetter,
+    DeadLetterGroup,
+    DeadLetterPage,
+    DeadLetterStats,
+    Filters,
+)
+from store.engine import Database
+from topology.contract import JobType
+from topology.envelope import new_id
+from topology.errors import NotFound, OptionInvalid, PayloadInvalid, PayloadTooLarge
+from topology.settings import Settings
+
+__all__ = ["DeadLetter", "DeadLetterGroup", "DeadLetterPage", "DeadLetterStats", "DeadLetters", "Filters"]
+
+LARGEST_PAGE: Final = 1000
+RETENTION: Final = timedelta(days=30)
+_CHUNK: Final = 2000
+_CLEAN: Final = 1000
+
+
+def _utc() -> datetime:
+    return datetime.now(UTC)
+
+
+class DeadLetters:
+    """What the recorder has taken from the dead-letter queue. Replays go through the outbox: a running relay publishes.
+
+    ``source`` is a `Database`, or the `Settings` that name one (by default the environment's). ``job_types`` are
+    those whose edited payloads can be validated. Raises DatabaseUnavailable where the database is gone, locked, full
+    or read-only. Close it, or use ``async with``; a database that was handed in stays open.
+    """
+
+    def __init__(
+        self,
+        source: Database | Settings | None = None,
+        *,
+        job_types: Iterable[JobType[Any]] = (),
+        clock: Callable[[], datetime] = _utc,
+    ) -> None:
+        self._owned = not isinstance(source, Database)
+        if isinstance(source, Database):
+            self._database, settings = source, Settings()
+        else:
+            settings = source or Settings.from_env()
+            self._database = Database.from_settings(settings)
+        self._max_payload = settings.max_payload
+        self._types = {job_type.name: job_type for job_type in job_types}
+        self._clock = clock
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the database, unless it was handed in."""
+        if self._owned:
+            await self._database.close()
+
+    async def list(
+        self, filters: Filters | None = None, *, limit: int = 100, cursor: str | None = None
+    ) -> DeadLetterPage:
+        """A page, the latest first. Raises CursorInvalid for a cursor that was altered or is of other filters."""
+        if not 1 <= limit <= LARGEST_PAGE:
+            raise OptionInvalid(f"limit is {limit}: from 1 to {LARGEST_PAGE}")
+        async with self._database.reading() as connection:
+            return await rows.page(connection, _checked(filters), limit, cursor)
+
+    async def get(self, letter_id: int) -> DeadLetter:
+        """One by its id. Raises NotFound."""
+        async with self._database.reading() as connection:
+            return await rows.get(connection, _checked_id(letter_id))
+
+    async def count(self, filters: Filters | None = None) -> int:
+        """How many there are."""
+        async with self._database.reading() as connection:
+            return await rows.count(connection, _checked(filters))
+
+    async def died_within(self, hours: float) -> int:
+        """How many died within the last ``hours``, whatever became of them since."""
+        async with self._database.reading() as connection:
+            return await rows.died_within(connection, hours, self._clock())
+
+    async def latest_id(self) -> int:
+        """The highest id so far, 0 if there is none."""
+        async with self._database.reading() as connection:
+            return await rows.latest_id(connection)
+
+    async def recorded_after(self, letter_id: int) -> Sequence[DeadLetter]:
+        """Up to a thousand with higher ids, in their order."""
+        async with self._database.reading() as connection:
+            return await rows.recorded_after(connection, letter_id)
+
+    async def stats(self) -> DeadLetterStats:
+        """Total, by queue, by type, of the last 24 hours, and when the oldest died."""
+        async with self._database.reading() as connection:
+            return await rows.stats(connection, self._clock())
+
+    async def groups(self, filters: Filters | None = None, *, limit: int = 100) -> Sequence[DeadLetterGroup]:
+        """By job type and exception, the largest first."""
+        async with self._database.reading() as connection:
+            return await rows.groups(connection, _checked(filters), limit)
+
+    async def replay(
+        self,
+        which: Sequence[int] | Filters,
+        *,
+        rate: float | None = None,
+        dry_run: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> int:
+        """Replays dead letters by id, or all that match; returns how many. ``rate`` is the most in a second.
+
+        Mark and outbox row are one transaction: each is published exactly once by the relay, whatever crashes.
+        Letters that are not dead (any more) are left out; unknown ids raise NotFound before anything is done. All
+        that match: in chunks, of what was there at the beginning; ended half-way, the same call goes on with what
+        is left. ``progress`` is called with the number of each chunk.
+        """
+        if rate is not None and not rate > 0:
+            raise OptionInvalid(f"rate is {rate}: more than zero in a second is needed")
+        chunk = _CHUNK if rate is None else max(1, min(_CHUNK, int(rate)))
+        if isinstance(which, Filters):
+            return await self._replay_all(_dead(which), rate, chunk, dry_run, progress)
+        ids = list(dict.fromkeys(map(_checked_id, which)))
+        dead = [letter.id for letter in [await self.get(letter_id) for letter_id in ids] if letter.status == DEAD]
+        if dry_run:
+            return len(dead)
+        total, began = 0, time.monotonic()
+        for start in range(0, len(dead), chunk):
+            await _pace(total, rate, began)
+            async with self._database.transaction() as connection:
+                number = len(await rows.replay(connection, dead[start : start + chunk], self._clock()))
+            total += number
+            if progress is not None:
+                progress(number)
+        return total
+
+    async def _replay_all(
+        self, filters: Filters, rate: float | None, chunk: int, dry_run: bool, progress: Callable[[int], None] | None
+    ) -> int:
+        async with self._database.reading() as connection:
+            if dry_run:
+                return await rows.count(connection, filters)
+            # What dies again meanwhile is not replayed again: that would never end.
+            last = await rows.latest_id(connection)
+        after = 0
+        total, began = 0, time.monotonic()
+        while True:
+            await _pace(total, rate, began)
+            async with self._database.transaction() as connection:
+                number, highest = await rows.replay_chunk(
+                    connection, filters, self._clock(), after=after, last=last, limit=chunk
+                )
+            if highest is None:
+                return total
+            after = highest
+            total += number
+            if progress is not None:
+                progress(number)
+
+    async def edit(self, letter_id: int, payload: Any) -> str:
+        """Replays the dead letter with another payload, as a new job that names the old; returns the new job's id.
+
+        Validated where the job type is known: raises PayloadInvalid. Raises NotFound for one that is not dead.
+        """
+        letter = await self.get(letter_id)
+        body = self._encoded(letter.type, payload)
+        job_id = new_id()
+        async with self._database.transaction() as connection:
+            done = await rows.replace(connection, letter_id, body, job_id, self._clock())
+        if done is None:
+            now = await self.get(letter_id)
+            raise NotFound(f"dead letter {letter_id} is {now.status}: only a dead one can be edited")
+        return job_id
+
+    def _encoded(self, job_type: str, payload: Any) -> bytes:
+        known = self._types.get(job_type)
+        if known is not None:
+            body = known.encode(payload)
+        else:
+            try:
+                body = json.dumps(payload, allow_nan=False, separators=(",", ":")).encode()
+            except (TypeError, ValueError) as error:
+                raise PayloadInvalid(f"{job_type}: the payload cannot be written as JSON: {error}") from error
+        if len(body) > self._max_payload:
+            raise PayloadTooLarge(f"{job_type}: {len(body):,} bytes, the limit is {self._max_payload:,}")
+        return body
+
+    async def discard(self, ids: Sequence[int]) -> int:
+        """Puts dead letters away until `clean` deletes them; returns how many were dead. Unknown ids raise NotFound."""
+        for letter_id in ids:
+            await self.get(letter_id)
+        async with self._database.transaction() as connection:
+            return len(await rows.discard(connection, list(ids)))
+
+    async def clean(self, older_than: timedelta = RETENTION) -> int:
+        """Deletes what died longer ago than that, in small transactions; returns how many."""
+        if older_than < timedelta(0):
+            raise OptionInvalid("older_than is negative")
+        before, total = self._clock() - older_than, 0
+        while True:
+            async with self._database.transaction() as connection:
+                number = await rows.clean(connection, before, _CLEAN)
+            total += number
+            if number < _CLEAN:
+                return total
+
+
+async def _pace(done: int, rate: float | None, began: float) -> None:
+    if rate is not None:
+        await asyncio.sleep(max(0.0, began + done / rate - time.monotonic()))
+
+
+def _checked(filters: Filters | None) -> Filters:
+    filters = filters or Filters()
+    if filters.status is not None and filters.status not in STATUSES:
+        raise OptionInvalid(f"status is '{filters.status}': {', '.join(STATUSES)} or None for all")
+    if filters.since is not None and filters.since.utcoffset() is None:
+        raise OptionInvalid(f"since is {filters.since.isoformat()}: a time needs a zone")
+    return filters
+
+
+def _dead(filters: Filters) -> Filters:
+    if _checked(filters).status != DEAD:
+        raise OptionInvalid("only what is dead can be replayed: leave the status out")
+    return filters
+
+
+def _checked_id(letter_id: int) -> int:
+    if isinstance(letter_id, bool) or not isinstance(letter_id, int) or not 0 < letter_id < 2**63:
+        raise NotFound(f"there is no dead letter {letter_id!r}: ids are whole numbers")
+    return letter_id
