@@ -17,7 +17,7 @@ class App:
     """The one object that ``HARELINE_APP=module:attribute`` names.
 
     A service that only publishes lists its job types; one that works them adds handlers. ``schedules`` are made so
-    in the database by ``hareline schedule reconcile``; their job types must be listed, and their names differ.
+    in the database by each ``hareline scheduler`` at its start; their job types must be listed, and their names differ.
     """
 
     def __init__(self, *, job_types: Iterable[JobType[Any]] = (), schedules: Iterable[Schedule] = ()) -> None:

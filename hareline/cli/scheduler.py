@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 
 import click
 
+from hareline.app import App
+from hareline.cli.loading import load_app
 from hareline.roles import run_service
+from producers.reconcile import reconcile
 from producers.scheduler import Scheduler
 from store import schema
 from store.engine import Database
@@ -25,17 +29,25 @@ It writes to the outbox: `hareline relay` takes the jobs on to the broker.
 def scheduler() -> None:
     """Issue the jobs of schedules that fall due, until SIGTERM or Ctrl-C.
 
-    Any number may run at once; each occurrence is issued once. Without HARELINE_DATABASE_URL the database is a
+    Any number may run at once; each occurrence is issued once. What the app of HARELINE_APP declares with
+    App(schedules=[...]) is reconciled at the start. Without HARELINE_DATABASE_URL the database is a
     SQLite file in the user's state directory.
     """
     settings = Settings.from_env()
-    asyncio.run(_verify(settings))
+    app = load_app(settings.app) if settings.app else None
+    asyncio.run(_prepare(settings, app))
     run_service(lambda: Scheduler(Database.from_settings(settings)), settings)
 
 
-async def _verify(settings: Settings) -> None:
+async def _prepare(settings: Settings, app: App | None) -> None:
+    """The tables must be there; what the app declares is made, changed, and reported where it is no longer declared."""
     database = Database.from_settings(settings)
     try:
         await schema.verify(database)
+        if app is not None:
+            done = await reconcile(database, app.schedules, settings)
+            for what, names in asdict(done).items():
+                if names and what != "unchanged":
+                    click.echo(f"declared schedules {what}: {', '.join(names)}", err=True)
     finally:
         await database.close()

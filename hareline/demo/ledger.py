@@ -150,6 +150,11 @@ class Ledger:
         return len(self._open)
 
     @property
+    def dead(self) -> int:
+        """How many jobs are in the dead-letter queue."""
+        return sum(entry.letter is not None for entry in self.entries.values())
+
+    @property
     def lost(self) -> list[str]:
         """The ids of jobs that left no trace."""
         return [job_id for job_id, entry in self.entries.items() if not entry.is_settled]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from hareline.demo.lasting import Lasting, LastingPart
 from hareline.demo.ledger import Ledger
 from hareline.demo.plan import Planned
 from hareline.demo.screen import Screen
@@ -36,10 +37,12 @@ class Finding:
     restarts: dict[str, int]
     kills: dict[str, int]
     seconds: float
+    lasting: Lasting
 
     def is_good(self, ledger: Ledger) -> bool:
         """Whether every job ended exactly where the plan says, and nothing is left."""
-        return not (ledger.astray or ledger.lost or ledger.strangers or self.waiting)
+        whole = not (ledger.astray or ledger.lost or ledger.strangers or self.waiting)
+        return whole and self.lasting.is_good(ledger.dead)
 
 
 class Run:
@@ -61,6 +64,7 @@ class Run:
         self._ledger = ledger
         self._workers_per_type = workers_per_type
         self._world = World(directory)
+        self._directory = directory
         self._logs = directory / "logs"
         self._id = uuid.uuid4().hex
         self._stage = "publishing"
@@ -94,19 +98,22 @@ class Run:
                     await workers.stop()
                 self._book_effects()
                 self._ledger.dead_letters(await watch.dead_letters())
-                finding = Finding(
-                    await watch.waiting(),
-                    dict(workers.restarts),
-                    dict(workers.kills),
-                    time.monotonic() - began,
-                )
+                seconds, waiting = time.monotonic() - began, await watch.waiting()
+                lasting = await self._lasting().go(self._ledger.dead)
+                finding = Finding(waiting, dict(workers.restarts), dict(workers.kills), seconds, lasting)
                 if linger is not None:
                     await linger(finding)
                 return finding
         except ExceptionGroup as group:
             raise _first(group) from None
 
+    def _lasting(self) -> LastingPart:
+        return LastingPart(self._settings, self._directory, self._world, self._screen, self._environment())
+
     def _workers(self) -> Workers:
+        return Workers(self._logs, self._environment(), self._workers_per_type)
+
+    def _environment(self) -> dict[str, str]:
         environment = {
             **self._world.environment,
             "HARELINE_BROKER_URL": ",".join(self._settings.broker_urls),
@@ -114,7 +121,7 @@ class Run:
         }
         if self._settings.management_url:
             environment["HARELINE_MANAGEMENT_URL"] = self._settings.management_url
-        return Workers(self._logs, environment, self._workers_per_type)
+        return environment
 
     async def _up(self, watch: Watch) -> None:
         try:

@@ -65,6 +65,10 @@ class MailServer:
         finally:
             server.close()
 
+    def taken_for(self, recipient: str) -> int:
+        """How many mails were taken for that address."""
+        return sum(mail.recipient == recipient for mail in self.mails)
+
     async def handle_RCPT(  # noqa: N802 - the name is aiosmtpd's
         self, _server: SMTP, _session: Session, envelope: Envelope, address: str, _options: list[str]
     ) -> str:

@@ -65,6 +65,10 @@ class World:
         effects.extend(self._new_errands())
         return effects
 
+    def errand_ran(self, job_id: str) -> bool:
+        """Whether the errand of that job has left its file."""
+        return (self._errands / job_id).exists()
+
     def _new_thumbnails(self, ids: dict[str, str]) -> list[Effect]:
         """A job has had its effect once every size is there. A repeat replaces, and does not show here."""
         effects = []
