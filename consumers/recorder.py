@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
+from consumers.dead_letter_recorder import DeadLetterRecorder
 from consumers.event_recorder import EventRecorder
 from consumers.job_retention import JobRetention
 from store.engine import Database
@@ -57,4 +58,8 @@ class Recorder:
 
 def default_parts(settings: Settings, database: Database) -> tuple[Part, ...]:
     """What ``hareline recorder`` runs."""
-    return (EventRecorder(settings, database), JobRetention(settings, database))
+    return (
+        EventRecorder(settings, database),
+        DeadLetterRecorder(settings, database),
+        JobRetention(settings, database),
+    )
