@@ -188,6 +188,7 @@ def shown(url: URL) -> str:
 
 
 _DISK_FULL: Final = {"53100", "53200", "53300", "53400"}
+_TOO_LARGE: Final = "54"
 _READ_ONLY: Final = {"25006"}
 
 
