@@ -195,6 +195,8 @@ _READ_ONLY: Final = {"25006"}
 def _is_trouble(error: DBAPIError) -> bool:
     if error.connection_invalidated or _lacks_tables(str(error.orig)):
         return True
+    if (getattr(error.orig, "sqlstate", None) or "").startswith(_TOO_LARGE):
+        return False  # operational to the driver, but no wait makes a value fit
     if isinstance(error, OperationalError | InterfaceError):
         # SQLite calls it operational, too, when a statement is wrong: that is its author's trouble.
         return getattr(error.orig, "sqlite_errorcode", None) != sqlite3.SQLITE_ERROR

@@ -11,6 +11,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import insert, select, text
+from sqlalchemy.exc import OperationalError
 
 from store import schema
 from store.engine import Database, parse_url
@@ -99,6 +100,16 @@ async def test_a_server_that_was_killed_is_used_again_when_it_is_back(cluster: C
     finally:
         cluster.start()
     await schema.verify(postgresql)
+
+
+async def test_a_value_that_does_not_fit_is_no_trouble_of_the_databases(postgresql: Database) -> None:
+    """A key larger than an index page: to wait for that to pass would be to wait for ever."""
+    with pytest.raises(OperationalError, match="index row"):
+        async with postgresql.transaction() as connection:
+            large = "".join(map(str, range(20_000)))
+            await connection.execute(
+                insert(inbox).values(job_id=large, name="", job_type="t", handled_at=datetime.now(UTC))
+            )
 
 
 async def test_a_locked_file_says_so(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
