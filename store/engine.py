@@ -120,7 +120,7 @@ def blocking_engine(url: URL) -> Engine:
 def _async_engine(url: URL, pool: int) -> AsyncEngine:
     backend = url.get_backend_name()
     if backend == SQLITE and url.database:
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        _make_room(url, Path(url.database))
     try:
         engine = create_async_engine(url.set(drivername=_DRIVERS[backend]), **_options(url, pool))
     except ModuleNotFoundError as error:
@@ -130,6 +130,16 @@ def _async_engine(url: URL, pool: int) -> AsyncEngine:
     if backend == SQLITE:
         _tune_sqlite(engine.sync_engine)
     return engine
+
+
+def _make_room(url: URL, file: Path) -> None:
+    """Makes the file's directory, and says what is wrong before the driver starts a thread to find out."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DatabaseUnavailable(_text(url, f"unable to open database file ({error})")) from error
+    if file.is_dir():
+        raise DatabaseUnavailable(_text(url, "unable to open database file: it is a directory"))
 
 
 def _options(url: URL, pool: int) -> dict[str, Any]:
