@@ -19,7 +19,7 @@ VHOST = "hareline-bench"
 QUEUES = (
     *("bench.raw", "bench.faststream", "bench.celery", "bench.taskiq", "bench.taskiq.dead"),
     *("bench.dramatiq", "bench.dramatiq.DQ", "bench.dramatiq.XQ"),
-    *(f"{NAMESPACE}.{name}" for name in ("bench.noop", "dlq", "unroutable")),
+    *(f"{NAMESPACE}.{name}" for name in ("bench.noop", "dlq", "unroutable", "records", "records.failed")),
     *(f"{NAMESPACE}.delay.{level:02d}" for level in range(25)),
     *(f"celery_delayed_{level}" for level in range(28)),
 )

@@ -169,6 +169,11 @@ def entries(names: set[str]) -> dict[str, list[Entry]]:
         "reports": only(
             HARELINE,
             *(Entry(c, c.name, drain(c)) for c in (HARELINE, HARELINE_UNREPORTED)),
+            *(
+                Entry(c, f"{c.name}, {mode}", publish(c, mode))
+                for mode in ("pipelined", "many", "blocking-one")
+                for c in (HARELINE, HARELINE_UNREPORTED)
+            ),
         ),
         "soak": only(HARELINE, Entry(HARELINE, "hareline", soak(HARELINE))),
     }
