@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from topology.errors import ManagementError, TopologyError
 from topology.plan import (
+    Change,
     Observed,
     Plan,
     SeenExchange,
@@ -119,18 +120,23 @@ async def verify_for_worker(spec: Spec, presence: Presence, management: Manageme
     answer keeps no worker from its work: it then checks existence alone, and ``unseen`` tells why. Nor do missing
     queues of the recorder.
     """
-    spec = spec.without_records()
     try:
         found = await plan(spec, presence, management)
     except ManagementError as error:
         found = await plan(spec, presence, None)
         found = replace(found, unseen=(*found.unseen, str(error)))
+    records = spec.names.for_recorders
+    found = replace(found, changes=tuple(c for c in found.changes if _leads_to(c) not in records))
     if not found.empty:
         raise TopologyError(
             "the broker's topology is not as the code wants it (`hareline topology apply` creates what "
             "is missing):\n" + "\n".join(f"  {line}" for line in _first(summarised(found.changes)))
         )
     return found
+
+
+def _leads_to(change: Change) -> str:
+    return change.target.destination if isinstance(change.target, Binding) else change.name
 
 
 def _first(lines: list[str], count: int = 8) -> list[str]:

@@ -83,6 +83,11 @@ class Names:
         return f"{self.namespace}.records.failed"
 
     @property
+    def for_recorders(self) -> frozenset[str]:
+        """The queues that only a recorder needs. Where nobody records, the reports go nowhere, and stop nobody."""
+        return frozenset({self.records, self.records_failed})
+
+    @property
     def unroutable(self) -> str:
         """The exchange, and the queue, of delayed jobs whose destination has gone."""
         return f"{self.namespace}.unroutable"
@@ -121,16 +126,6 @@ class Spec:
     def bindings_of(self, queue: str) -> tuple[Binding, ...]:
         """The bindings that lead into ``queue``."""
         return tuple(b for b in self.bindings if b.to == "queue" and b.destination == queue)
-
-    def without_records(self) -> Spec:
-        """What workers need. Where nobody records, the reports go nowhere, and that stops nobody."""
-        records = {self.names.records, self.names.records_failed}
-        return Spec(
-            self.names,
-            self.exchanges,
-            tuple(queue for queue in self.queues if queue.name not in records),
-            tuple(binding for binding in self.bindings if binding.destination not in records),
-        )
 
 
 def derive(job_types: Iterable[JobType[Any]], capabilities: Capabilities, namespace: str) -> Spec:

@@ -10,13 +10,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from aiormq.abc import DeliveredMessage
+from aiormq.abc import Basic, DeliveredMessage
 
-from hareline import Job, Permanent, Retry, Transient
+from hareline import BlockingProducer, Job, JobType, Permanent, Retry, Transient
 from producers.reporter import KEPT, Reporter
 from tests.lab import Lab, Number, until
 from topology.events import DONE, JobEvent
 from topology.publisher import Publisher
+from topology.settings import Settings
 
 
 class News:
@@ -144,3 +145,115 @@ async def test_without_a_broker_the_oldest_are_dropped_and_counted(lab: Lab) -> 
             await asyncio.wait_for(publisher.stop(5.0), 60)
         assert news.events[0]["id"] == "10"
         assert {batch["dropped"] for batch in news.batches} == {10}
+
+
+async def test_a_job_is_known_from_the_moment_it_is_accepted(lab: Lab) -> None:
+    """Both producers report at the confirm, the worker at the end."""
+    numbers = lab.job_type(group="numbers")
+    app = await lab.app(numbers)
+
+    @app.handler(numbers)
+    async def handle(number: Number) -> None:
+        pass
+
+    settings = replace(lab.settings, report=True)
+    async with listening(lab) as news:
+        producer = await lab.producer(report=True)
+        ids = [await producer.enqueue(numbers, Number(n=1)), *await producer.enqueue_many(numbers, [Number(n=2)])]
+        ids.append(await producer.enqueue(numbers, Number(n=3), delay=0.2, correlation_id="c"))
+        ids += await asyncio.to_thread(_enqueue_twice, settings, numbers)
+        await until(lambda: all(news.of(job_id) == ["job.queued"] for job_id in ids), "all are queued")
+        details = {e["id"]: e["detail"] for e in news.events}
+        assert [json.loads(details[job_id]["payload"])["n"] for job_id in ids] == [1, 2, 3, 4, 5]
+        assert details[ids[2]]["correlation_id"] == "c"
+        assert details[ids[2]]["due_at"] > 0
+        async with lab.working(app, settings=settings):
+            await until(lambda: all(news.of(job_id) == ["job.queued", "job.done"] for job_id in ids), "all are done")
+        assert all(batch["groups"] == {numbers.name: "numbers"} for batch in news.batches)
+
+
+def _enqueue_twice(settings: Settings, numbers: JobType[Any]) -> list[str]:
+    with BlockingProducer(settings) as producer:
+        return [producer.enqueue(numbers, Number(n=4)), *producer.enqueue_many(numbers, [Number(n=5)])]
+
+
+async def test_a_long_job_is_reported_as_started_once(lab: Lab) -> None:
+    """A short one is not: it costs one event."""
+    numbers = lab.job_type()
+    app = await lab.app(numbers)
+    go = asyncio.Event()
+
+    @app.handler(numbers)
+    async def handle(number: Number) -> None:
+        if number.n:
+            await go.wait()
+
+    async with listening(lab) as news:
+        producer = await lab.producer()
+        async with lab.working(app, settings=replace(lab.settings, report=True)):
+            long = await producer.enqueue(numbers, Number(n=1))
+            await until(lambda: news.of(long) == ["job.started"], "it is reported while it runs")
+            short = await producer.enqueue(numbers, Number(n=0))
+            await until(lambda: news.of(short) == ["job.done"], "the short one is done")
+            go.set()
+            await until(lambda: news.of(long) == ["job.started", "job.done"], "the long one is done")
+        started, done = (e for e in news.events if e["id"] == long)
+        assert started["at"] < done["at"]
+        assert (started["duration"], started["attempt"]) == (None, 1)
+
+
+async def test_success_and_failure_go_to_queues_of_their_own(lab: Lab) -> None:
+    """A listener to one routing key hears nothing of the other; what nobody can understand has died, too."""
+    numbers = lab.job_type(retry=Retry(attempts=1))
+    app = await lab.app(numbers)
+
+    @app.handler(numbers)
+    async def handle(number: Number) -> None:
+        if number.n:
+            raise Permanent("n" * 600)
+
+    async with listening(lab, "job.batch.done") as good, listening(lab, "job.batch.failed") as bad:
+        async with lab.working(app, settings=replace(lab.settings, report=True)):
+            producer = await lab.producer()
+            ids = await producer.enqueue_many(numbers, [Number(n=0), Number(n=1)])
+            async with lab.control.channel("a message that says nonsense") as channel:
+                await channel.basic_publish(
+                    b"{}",
+                    exchange=lab.names.jobs,
+                    routing_key=numbers.name,
+                    properties=Basic.Properties(headers={"hareline-attempt": "x"}),
+                )
+            await until(lambda: len(bad.events) == 2 and len(good.events) == 1, "all is told")
+        assert [(e["event"], e["id"]) for e in good.events] == [("job.done", ids[0])]
+        by_error = {e["error"]: e for e in bad.events}
+        assert by_error.keys() == {"Permanent", "Malformed"}
+        assert by_error["Permanent"]["id"] == ids[1]
+        assert by_error["Permanent"]["detail"] == {"message": "n" * 500}
+        assert {e["event"] for e in bad.events} == {"job.dead"}
+
+
+async def test_reports_can_be_turned_off(lab: Lab) -> None:
+    """``HARELINE_REPORT=off``, or ``record`` for a job type: nothing is published."""
+    silent, loud = lab.job_type("silent", record="nothing"), lab.job_type("loud")
+    app = await lab.app(silent, loud)
+    ran: list[int] = []
+
+    @app.handler(silent)
+    async def quiet(number: Number) -> None:
+        ran.append(number.n)
+
+    @app.handler(loud)
+    async def handle(number: Number) -> None:
+        ran.append(number.n)
+
+    async with listening(lab) as news:
+        reporting = await lab.producer(report=True)
+        async with lab.working(app, "*.loud"):
+            await (await lab.producer()).enqueue(loud, Number(n=1))
+            await until(lambda: len(ran) == 1, "it has run, and nobody reports")
+        async with lab.working(app, settings=replace(lab.settings, report=True)):
+            await reporting.enqueue(silent, Number(n=2))
+            last = await reporting.enqueue(loud, Number(n=3))
+            await until(lambda: set(news.of(last)) == {"job.queued", "job.done"}, "the last one is told")
+        assert {e["id"] for e in news.events} == {last}
+        assert len(ran) == 3

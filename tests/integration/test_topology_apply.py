@@ -169,3 +169,21 @@ async def test_many_looks_at_once_find_nothing_and_break_nothing(rig: Rig) -> No
     for _ in range(8):
         found = await asyncio.gather(*(rig.control.queue_exists(f"{rig.namespace}.{n}") for n in range(60)))
         assert not any(found)
+
+
+async def test_a_worker_starts_without_the_recorders_queues(rig: Rig) -> None:
+    """Nobody records here: `plan` says so, a worker's verification does not mind; a missing job queue it does."""
+    spec = rig.small_spec(MAIL)
+    await apply(spec, rig.control, rig.management, rig.settings)
+    await rig.control.delete_queue(spec.names.records)
+    await rig.control.delete_queue(spec.names.records_failed)
+    assert {c.name for c in (await plan(spec, rig.control, rig.management)).of_kind("create")} == {
+        spec.names.records,
+        spec.names.records_failed,
+    }
+    for management in (rig.management, None):
+        found = await verify_for_worker(spec, rig.control, management)
+        assert (found.changes, found.stale) == ((), ())
+    await rig.control.delete_queue(spec.names.queue("mail.send"))
+    with pytest.raises(TopologyError, match=r"mail\.send"):
+        await verify_for_worker(spec, rig.control, rig.management)

@@ -94,16 +94,6 @@ def test_the_recorders_queues_are_bounded_and_drop_their_oldest(broker: Capabili
         assert spec.bindings_of(name) == (Binding("ns.events", name, "queue", key),)
 
 
-def test_workers_do_not_need_the_recorders_queues() -> None:
-    """Everything but them and their bindings."""
-    spec = derive(job_types(["a"]), VERSIONS[0], "ns")
-    needed = spec.without_records()
-    records = {spec.names.records, spec.names.records_failed}
-    assert {queue.name for queue in spec.queues} - {queue.name for queue in needed.queues} == records
-    assert {b.destination for b in set(spec.bindings) - set(needed.bindings)} == records
-    assert needed.exchanges == spec.exchanges
-
-
 @pytest.mark.parametrize("broker", VERSIONS, ids=str)
 def test_priorities_take_the_form_that_the_broker_keeps(broker: Capabilities) -> None:
     """Ten strict levels: a quorum queue where it keeps them, a classic one elsewhere."""
