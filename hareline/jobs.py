@@ -2,58 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
-from types import TracebackType
-from typing import Final, Self
+from datetime import datetime, timedelta
+from typing import Final
 
 from store import jobs_read
-from store.engine import Database
+from store.client import StoreClient
 from store.joblog import STATUSES
 from store.jobs_read import AttemptRecord, JobPage, JobRecord, JobStats
 from topology.errors import OptionInvalid
-from topology.settings import Settings
 
 __all__ = ["LARGEST_PAGE", "AttemptRecord", "JobPage", "JobRecord", "JobStats", "Jobs"]
 
 LARGEST_PAGE: Final = 1000
 
 
-class Jobs:
+class Jobs(StoreClient):
     """What is known of jobs. `hareline recorder` writes it, a fraction of a second after it happened.
 
     ``source`` is a `Database`, or the `Settings` that name one (by default the environment's). Raises
     DatabaseUnavailable. Close it, or use ``async with``; a database that was handed in stays open.
     """
 
-    def __init__(
-        self,
-        source: Database | Settings | None = None,
-        *,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-    ) -> None:
-        self._owned = not isinstance(source, Database)
-        self._database = (
-            source if isinstance(source, Database) else Database.from_settings(source or Settings.from_env())
-        )
-        self._clock = clock
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Closes the database, unless it was handed in."""
-        if self._owned:
-            await self._database.close()
-
     async def get(self, job_id: str) -> JobRecord:
         """A job with its attempts, also while it waits in the outbox. Raises NotFound."""
-        async with self._database.reading() as connection:
+        async with self._reading() as connection:
             return await jobs_read.get(connection, job_id, self._clock())
 
     async def status(self, job_id: str) -> str:
@@ -82,12 +54,12 @@ class Jobs:
             since = self._clock() - since
         if since is not None and since.utcoffset() is None:
             raise OptionInvalid(f"since {since.isoformat()} has no zone")
-        async with self._database.reading() as connection:
+        async with self._reading() as connection:
             return await jobs_read.page(
                 connection, status=status, job_type=type, group=group, since=since, limit=limit, cursor=cursor
             )
 
     async def stats(self) -> JobStats:
         """Counts by status, type and group, of the last hour's attempts, and of reports that were lost."""
-        async with self._database.reading() as connection:
+        async with self._reading() as connection:
             return await jobs_read.stats(connection, self._clock())

@@ -6,11 +6,11 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime, timedelta
-from types import TracebackType
-from typing import Any, Final, Self
+from datetime import timedelta
+from typing import Any, Final
 
 from store import dead_letters as rows
+from store.client import Clock, StoreClient, utc_now
 from store.dead_letters import (
     DEAD,
     STATUSES,
@@ -34,11 +34,7 @@ _CHUNK: Final = 2000
 _CLEAN: Final = 1000
 
 
-def _utc() -> datetime:
-    return datetime.now(UTC)
-
-
-class DeadLetters:
+class DeadLetters(StoreClient):
     """What the recorder has taken from the dead-letter queue. Replays go through the outbox: a running relay publishes.
 
     ``source`` is a `Database`, or the `Settings` that name one (by default the environment's). ``job_types`` are
@@ -51,30 +47,10 @@ class DeadLetters:
         source: Database | Settings | None = None,
         *,
         job_types: Iterable[JobType[Any]] = (),
-        clock: Callable[[], datetime] = _utc,
+        clock: Clock = utc_now,
     ) -> None:
-        self._owned = not isinstance(source, Database)
-        if isinstance(source, Database):
-            self._database, settings = source, Settings()
-        else:
-            settings = source or Settings.from_env()
-            self._database = Database.from_settings(settings)
-        self._max_payload = settings.max_payload
+        super().__init__(source, clock=clock)
         self._types = {job_type.name: job_type for job_type in job_types}
-        self._clock = clock
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Closes the database, unless it was handed in."""
-        if self._owned:
-            await self._database.close()
 
     async def list(
         self, filters: Filters | None = None, *, limit: int = 100, cursor: str | None = None
@@ -82,42 +58,42 @@ class DeadLetters:
         """A page, the latest first. Raises CursorInvalid for a cursor that was altered or is of other filters."""
         if not 1 <= limit <= LARGEST_PAGE:
             raise OptionInvalid(f"limit is {limit}: from 1 to {LARGEST_PAGE}")
-        async with self._database.reading() as connection:
+        async with self._reading() as connection:
             return await rows.page(connection, _checked(filters), limit, cursor)
 
     async def get(self, letter_id: int) -> DeadLetter:
         """One by its id. Raises NotFound."""
-        async with self._database.reading() as connection:
+        async with self._reading() as connection:
             return await rows.get(connection, _checked_id(letter_id))
 
     async def count(self, filters: Filters | None = None) -> int:
         """How many there are."""
-        async with self._database.reading() as connection:
+        async with self._reading() as connection:
             return await rows.count(connection, _checked(filters))
 
     async def died_within(self, hours: float) -> int:
         """How many died within the last ``hours``, whatever became of them since."""
-        async with self._database.reading() as connection:
+        async with self._reading() as connection:
             return await rows.died_within(connection, hours, self._clock())
 
     async def latest_id(self) -> int:
         """The highest id so far, 0 if there is none."""
-        async with self._database.reading() as connection:
+        async with self._reading() as connection:
             return await rows.latest_id(connection)
 
     async def recorded_after(self, letter_id: int) -> Sequence[DeadLetter]:
         """Up to a thousand with higher ids, in their order."""
-        async with self._database.reading() as connection:
+        async with self._reading() as connection:
             return await rows.recorded_after(connection, letter_id)
 
     async def stats(self) -> DeadLetterStats:
         """Total, by queue, by type, of the last 24 hours, and when the oldest died."""
-        async with self._database.reading() as connection:
+        async with self._reading() as connection:
             return await rows.stats(connection, self._clock())
 
     async def groups(self, filters: Filters | None = None, *, limit: int = 100) -> Sequence[DeadLetterGroup]:
         """By job type and exception, the largest first."""
-        async with self._database.reading() as connection:
+        async with self._reading() as connection:
             return await rows.groups(connection, _checked(filters), limit)
 
     async def replay(
@@ -147,7 +123,7 @@ class DeadLetters:
         total, began = 0, time.monotonic()
         for start in range(0, len(dead), chunk):
             await _pace(total, rate, began)
-            async with self._database.transaction() as connection:
+            async with self._transaction() as connection:
                 number = len(await rows.replay(connection, dead[start : start + chunk], self._clock()))
             total += number
             if progress is not None:
@@ -157,7 +133,7 @@ class DeadLetters:
     async def _replay_all(
         self, filters: Filters, rate: float | None, chunk: int, dry_run: bool, progress: Callable[[int], None] | None
     ) -> int:
-        async with self._database.reading() as connection:
+        async with self._reading() as connection:
             if dry_run:
                 return await rows.count(connection, filters)
             # What dies again meanwhile is not replayed again: that would never end.
@@ -166,7 +142,7 @@ class DeadLetters:
         total, began = 0, time.monotonic()
         while True:
             await _pace(total, rate, began)
-            async with self._database.transaction() as connection:
+            async with self._transaction() as connection:
                 number, highest = await rows.replay_chunk(
                     connection, filters, self._clock(), after=after, last=last, limit=chunk
                 )
@@ -185,7 +161,7 @@ class DeadLetters:
         letter = await self.get(letter_id)
         body = self._encoded(letter.type, payload)
         job_id = new_id()
-        async with self._database.transaction() as connection:
+        async with self._transaction() as connection:
             done = await rows.replace(connection, letter_id, body, job_id, self._clock())
         if done is None:
             now = await self.get(letter_id)
@@ -201,15 +177,15 @@ class DeadLetters:
                 body = json.dumps(payload, allow_nan=False, separators=(",", ":")).encode()
             except (TypeError, ValueError) as error:
                 raise PayloadInvalid(f"{job_type}: the payload cannot be written as JSON: {error}") from error
-        if len(body) > self._max_payload:
-            raise PayloadTooLarge(f"{job_type}: {len(body):,} bytes, the limit is {self._max_payload:,}")
+        if len(body) > self._settings.max_payload:
+            raise PayloadTooLarge(f"{job_type}: {len(body):,} bytes, the limit is {self._settings.max_payload:,}")
         return body
 
     async def discard(self, ids: Sequence[int]) -> int:
         """Puts dead letters away until `clean` deletes them; returns how many were dead. Unknown ids raise NotFound."""
         for letter_id in ids:
             await self.get(letter_id)
-        async with self._database.transaction() as connection:
+        async with self._transaction() as connection:
             return len(await rows.discard(connection, list(ids)))
 
     async def clean(self, older_than: timedelta = RETENTION) -> int:
@@ -218,7 +194,7 @@ class DeadLetters:
             raise OptionInvalid("older_than is negative")
         before, total = self._clock() - older_than, 0
         while True:
-            async with self._database.transaction() as connection:
+            async with self._transaction() as connection:
                 number = await rows.clean(connection, before, _CLEAN)
             total += number
             if number < _CLEAN:

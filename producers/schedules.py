@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import islice
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from producers.declaration import Misfire, Overlap
 from producers.orders import OrderBook
@@ -29,6 +26,7 @@ from producers.timetable import (
     statuses_of,
 )
 from store import schedules as rows
+from store.client import Clock, StoreClient, utc_now
 from store.engine import Database
 from store.schedule_queue import occurrence_job_id
 from store.schedules import ANY, ScheduleCounts, SchedulePage, ScheduleRecord
@@ -43,18 +41,13 @@ if TYPE_CHECKING:
 __all__ = ["ANY", "ScheduleCounts", "SchedulePage", "ScheduleRecord", "Schedules"]
 
 P = TypeVar("P")
-Clock = Callable[[], datetime]
 
 LARGEST_PAGE: Final = 1000
 LARGEST_BACKFILL: Final = 10_000
 """Occurrences that one call of ``backfill`` issues: they are one transaction."""
 
 
-def _utc() -> datetime:
-    return datetime.now(UTC)
-
-
-class Schedules:
+class Schedules(StoreClient):
     """Jobs that shall run later, or again and again. `hareline scheduler` issues them through the outbox.
 
     ``source`` is a `Database`, or the `Settings` that name one (by default the environment's). Every method takes
@@ -63,28 +56,9 @@ class Schedules:
     nothing was changed then. Close it, or use ``async with``; a database that was handed in stays open.
     """
 
-    def __init__(self, source: Database | Settings | None = None, *, clock: Clock = _utc) -> None:
-        self._owned = not isinstance(source, Database)
-        if isinstance(source, Database):
-            self._database, settings = source, Settings()
-        else:
-            settings = source or Settings.from_env()
-            self._database = Database.from_settings(settings)
-        self._orders = OrderBook(settings)
-        self._clock = clock
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Closes the database, unless it was handed in."""
-        if self._owned:
-            await self._database.close()
+    def __init__(self, source: Database | Settings | None = None, *, clock: Clock = utc_now) -> None:
+        super().__init__(source, clock=clock)
+        self._orders = OrderBook(self._settings)
 
     # -- make ----------------------------------------------------------------------------------------------------------
 
@@ -386,19 +360,3 @@ class Schedules:
         if taken == "name":
             raise ScheduleInvalid(f"the name '{policy.name}' belongs to schedule {record.id} already")
         return record
-
-    @asynccontextmanager
-    async def _transaction(self, connection: AsyncConnection | None) -> AsyncIterator[AsyncConnection]:
-        if connection is not None:
-            yield connection
-            return
-        async with self._database.transaction() as own:
-            yield own
-
-    @asynccontextmanager
-    async def _reading(self, connection: AsyncConnection | None) -> AsyncIterator[AsyncConnection]:
-        if connection is not None:
-            yield connection
-            return
-        async with self._database.reading() as own:
-            yield own
