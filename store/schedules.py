@@ -13,7 +13,7 @@ from datetime import datetime
 from enum import Enum
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Row, Select, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, Row, Select, and_, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -202,7 +202,8 @@ async def page(connection: AsyncConnection, filters: Filters, *, limit: int, cur
 
     One that runs while somebody pages moves on, and may be seen again; none is missed. Raises CursorInvalid.
     """
-    listing = f"schedules {filters}"
+    # Without the times: "due before now" is another moment on the next page, and the position says all that is needed.
+    listing = f"schedules {replace(filters, due_from=None, due_before=None)}"
     table = schedules.c
     query = select(schedules).where(*filters.conditions())
     if cursor is not None:
@@ -247,6 +248,16 @@ async def cancel(connection: AsyncConnection, filters: Filters, now: datetime) -
 async def cancel_one(connection: AsyncConnection, schedule_id: str, now: datetime) -> ScheduleRecord:
     """Ends one."""
     return await change(connection, schedule_id, **ended(CANCELLED, now))
+
+
+async def clean(connection: AsyncConnection, before: datetime, limit: int) -> int:
+    """Deletes up to ``limit`` schedules that ended before then; returns how many.
+
+    One that is declared in code stays: that it was cancelled must be known when it is declared again.
+    """
+    ended_long_ago = and_(schedules.c.status.in_((DONE, CANCELLED)), schedules.c.updated_at < before)
+    old = select(schedules.c.id).where(ended_long_ago, schedules.c.source != FROM_CODE).limit(limit)
+    return (await connection.execute(delete(schedules).where(schedules.c.id.in_(old)))).rowcount
 
 
 def ended(status: str, now: datetime) -> dict[str, Any]:

@@ -6,8 +6,8 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
-from datetime import datetime
-from typing import Any, TypeVar
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, TypeVar
 
 import click
 
@@ -25,6 +25,8 @@ from topology.settings import Settings
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
+_LATE: Final = timedelta(minutes=1)
+"""A scheduler that runs is never so late."""
 _HEAD = ("ID", "NAME", "TYPE", "KIND", "WHEN", "NEXT RUN", "GROUP", "STATUS")
 
 
@@ -35,6 +37,7 @@ Examples:
   hareline schedule every report.build '{"month": 5}' --every 15m --unique
   hareline schedule cron report.build '{"month": 5}' --cron '0 9 * * 1-5' --tz Europe/Lisbon --name morning
   hareline schedule list --type report.build
+  hareline schedule list --past-due
   hareline schedule pause morning
   hareline schedule backfill morning --from 2030-01-01T00:00:00Z --to 2030-01-07T00:00:00Z
 """
@@ -125,25 +128,43 @@ def cron(type_name: str, payload: str, expression: str, tz: str, **options: Any)
 @schedule.command("list", epilog="Example: hareline schedule list --type report.build --status active --json")
 @_filters
 @click.option("--status", type=click.Choice(STATUSES), help="Of this status; without it, all.")
+@click.option("--due-from", type=MomentOption(), help="Whose next run is at this time or later.")
+@click.option("--due-before", type=MomentOption(), help="Whose next run is before this time.")
+@click.option("--past-due", is_flag=True, help="Active and late by more than a minute: is no scheduler running?")
 @click.option("--limit", type=click.IntRange(1, LARGEST_PAGE), default=100, show_default=True, help="Per page.")
 @click.option("--cursor", help="From 'next' of the page before.")
 @_as_json
 def list_(
     type_name: str | None,
-    group: str | None,
     args: str | None,
-    status: str | None,
-    limit: int,
-    cursor: str | None,
+    due_before: datetime | None,
+    past_due: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """List schedules by their next run; the ended ones come last."""
+    if past_due:
+        if due_before is not None or options["status"] is not None:
+            raise click.UsageError("--past-due says the status and the time itself")
+        due_before, options["status"] = datetime.now(UTC) - _LATE, "active"
     page = _with(
-        lambda schedules: schedules.list_actions(
-            type_name, args=_args(args), group=group, status=status, limit=limit, cursor=cursor
-        )
+        lambda schedules: schedules.list_actions(type_name, args=_args(args), due_before=due_before, **options)
     )
     _show_page(list(page.items), page.next, as_json)
+
+
+@schedule.command(epilog="Example: hareline schedule show morning --json")
+@click.argument("reference", metavar="ID")
+@_as_json
+def show(reference: str, as_json: bool) -> None:
+    """Show all of one schedule."""
+    item = _as_item(_with(lambda schedules: schedules.get(reference)))
+    if as_json:
+        click.echo(json.dumps(item))
+        return
+    for name, value in item.items():
+        if value is not None:
+            click.echo(f"{name:<15}{value if isinstance(value, str) else json.dumps(value)}")
 
 
 @schedule.command("next", epilog="Example: hareline schedule next --type report.build")

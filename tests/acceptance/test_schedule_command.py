@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
-from store.tables import outbox
+from store.tables import outbox, schedules
 from tests.databases import opened
 from tests.lab import DEADLINE, ROOT
 
@@ -76,6 +76,15 @@ class Desk:
                 return [(row.job_id, row.job_type, row.body) for row in rows]
 
         return asyncio.run(read())
+
+    def alter(self, schedule_id: str, **values: Any) -> None:
+        """Sets columns of a row, as time would."""
+
+        async def write() -> None:
+            async with opened(self.database_url) as database, database.transaction() as connection:
+                await connection.execute(update(schedules).where(schedules.c.id == schedule_id).values(values))
+
+        asyncio.run(write())
 
 
 @pytest.fixture
@@ -151,6 +160,30 @@ def test_filters_pages_next_and_counts(desk: Desk) -> None:
         assert done.returncode == 1
         assert "cursor" in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_what_is_past_due_is_listed_apart(desk: Desk) -> None:
+    """Nobody runs a scheduler here, so a run that was missed shows."""
+    for month in ("1", "2"):
+        desk.said("every", "report.build", f'{{"month": {month}}}', "--every", "1h")
+    late = desk.said("once", "mail.send", '{"month": 3}', "--in", "0")
+    assert desk.said("list", "--past-due")["items"] == [], "a minute is nothing"
+    moved = datetime.now(UTC) - timedelta(minutes=2)
+    desk.alter(late["id"], next_run_at=moved)
+    [item] = desk.said("list", "--past-due")["items"]
+    assert item["id"] == late["id"]
+    page = desk.said("list", "--due-before", "2090-01-01T00:00:00Z", "--limit", "2")
+    rest = desk.said("list", "--due-before", "2090-01-01T00:00:00Z", "--cursor", page["next"])
+    assert [len(page["items"]), len(rest["items"])] == [2, 1]
+    assert desk.run("list", "--past-due", "--status", "paused").returncode == 2
+
+
+def test_all_of_one_schedule_is_shown(desk: Desk) -> None:
+    made = desk.said("every", "report.build", '{"month": 1}', "--every", "1h", "--name", "hourly")
+    assert desk.said("show", "hourly") == made
+    shown = desk.run("show", made["id"]).stdout
+    assert "kind           every" in shown
+    assert 'payload        {"month": 1, "year": 2026}' in shown
 
 
 def test_pause_resume_cancel_by_id_or_name(desk: Desk) -> None:
