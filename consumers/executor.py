@@ -27,6 +27,7 @@ from consumers.outcome import DONE, Dead, Done, Dropped, NoHandler, Outcome, Ret
 from consumers.readmission import Readmission
 from consumers.registry import Handler, Registry, Route
 from consumers.retry import by_policy, classify
+from producers.reporter import Reporter
 from topology import envelope
 from topology.capabilities import Capabilities
 from topology.envelope import Envelope, Malformed, Message, address, copy_of, open_envelope
@@ -59,6 +60,7 @@ class Executor:
         threads: Threads,
         observers: Sequence[Observer] = (),
         inbox: Inbox | None = None,
+        reporter: Reporter | None = None,
     ) -> None:
         self._registry = registry
         self._names = Names(settings.namespace)
@@ -67,7 +69,9 @@ class Executor:
         self._readmission = readmission
         self._threads = threads
         self._inbox = inbox
-        self._observers = tuple(observers)
+        self._reporter = reporter
+        self._observers: tuple[Observer, ...] = tuple(observers) if reporter is None else (*observers, reporter)
+        self._observed = bool(observers)
         self._handlers: dict[asyncio.Task[Any], tuple[Envelope, float]] = {}
         self._occupied: set[int] = set()
         self._stopping = False
@@ -93,7 +97,10 @@ class Executor:
                 return
             outcome = decided
         await self._settle(delivery, opened, outcome)
-        if self._observers:
+        if outcome is DONE and opened is not None and self._reporter is not None and not self._observed:
+            took = time.monotonic() - began
+            self._reporter.done(opened.job_id, delivery.job_type, opened.replay, opened.attempt, took)
+        elif self._observers:
             self._tell(delivery, opened, outcome, time.monotonic() - began)
 
     def _look_up(self, opened: Envelope) -> Route:

@@ -65,8 +65,9 @@ class Worker:
             self._publisher,
             Readmission(self),
             self._threads,
-            [*observers, *([self._reporter] if self._reporter else [])],
+            tuple(observers),
             self._inbox,
+            self._reporter,
         )
         self._link = Link(settings.broker_urls, f"hareline worker {self._name}", on_up=self._up, on_down=self._down)
         self._subscriptions: list[Subscription] = []

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self
 
 from topology.contract import DEFAULT_PRIORITY, HIGHEST_PRIORITY, LOWEST_PRIORITY, JobType
-from topology.envelope import Message, new_id, new_job, trace_headers
+from topology.envelope import RECORD, Message, new_id, new_job, trace_headers
 from topology.errors import BatchError, EnqueueError, OptionInvalid, PayloadTooLarge
 from topology.settings import Settings
 from topology.spec import Names
@@ -71,7 +71,7 @@ class OrderBook:
             delay=_delay(delay, at),
             priority=_priority(job_type, priority),
             correlation_id=None if correlation_id is None else _checked("correlation_id", correlation_id),
-            headers=trace_headers(),
+            headers=_headers(job_type),
         )
 
     def row(
@@ -131,6 +131,12 @@ def _priority(job_type: JobType[Any], priority: int | None) -> int | None:
     if not LOWEST_PRIORITY <= priority <= HIGHEST_PRIORITY:
         raise OptionInvalid(f"priority is {priority}: it must be from {LOWEST_PRIORITY} to {HIGHEST_PRIORITY}")
     return priority
+
+
+def _headers(job_type: JobType[Any]) -> Mapping[str, str] | None:
+    """What travels along: where it comes from, and what is to be recorded of it, for whoever knows no job types."""
+    trace = trace_headers()
+    return trace if job_type.record == "all" else {**(trace or {}), RECORD: job_type.record}
 
 
 def _delay(delay: float | None, at: datetime | None) -> float:

@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable
 from datetime import datetime
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -103,7 +104,7 @@ class Producer:
         message = self._orders.message(job_type, payload, **options)
         await self._publisher.send(message, self._orders.timeout(timeout))
         if self._reporter is not None:
-            self._reporter.queued(message, job_type)
+            self._reporter.queued(message, group=job_type.group)
         return job_id_of(message)
 
     async def enqueue_many(
@@ -135,7 +136,7 @@ class Producer:
         needs_no_order(ordering_key)
         seconds = self._orders.timeout(timeout)
         reporter = self._reporter
-        batch = _Batch(None if reporter is None else lambda message: reporter.queued(message, job_type))
+        batch = _Batch(None if reporter is None else partial(reporter.queued, group=job_type.group))
         window = self._settings.max_unconfirmed
         try:
             for payload in payloads:
@@ -170,7 +171,7 @@ class _Told:
 
     def set_result(self, _: None, /) -> None:
         self._receipt.set_result(None)
-        self._reporter.queued(self._message, self._job_type)
+        self._reporter.queued(self._message, group=self._job_type.group)
 
     def set_exception(self, exception: PublishError, /) -> None:
         self._receipt.set_exception(exception)
@@ -179,7 +180,7 @@ class _Told:
 class _Batch:
     """The outcome of each job of an ``enqueue_many``, in order."""
 
-    def __init__(self, tell: Callable[[Message], None] | None) -> None:
+    def __init__(self, tell: Callable[..., None] | None) -> None:
         self._tell = tell
         self._outcomes: list[JobId | EnqueueError] = []
         self._open: deque[tuple[int, Message, asyncio.Future[None]]] = deque()
@@ -200,16 +201,20 @@ class _Batch:
 
     async def collect(self, count: int) -> None:
         """Waits for the oldest ``count``. They resolve nearly in order, so this wakes far less often than a gather."""
-        for _ in range(count):
-            index, message, future = self._open[0]
-            try:
-                await future
-            except EnqueueError as error:
-                self._outcomes[index] = error
-            else:
-                if self._tell is not None:
-                    self._tell(message)
-            self._open.popleft()
+        accepted: list[Message] = []
+        try:
+            for _ in range(count):
+                index, message, future = self._open[0]
+                try:
+                    await future
+                except EnqueueError as error:
+                    self._outcomes[index] = error
+                else:
+                    accepted.append(message)
+                self._open.popleft()
+        finally:
+            if accepted and self._tell is not None:
+                self._tell(*accepted)
 
     def give_up(self) -> None:
         """Nobody waits for what is still open, if anything is."""

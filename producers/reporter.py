@@ -12,21 +12,20 @@ import logging
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
-from pydantic_core import to_json
-
+from producers.report_form import Batch, DoneRow, Row, encoded
 from topology.contract import JobType
-from topology.envelope import REPLAY, Message, notice
+from topology.envelope import RECORD, REPLAY, Message, notice
 from topology.errors import PublishError, Refused, Unroutable
 from topology.events import (
     BATCH_DONE,
     BATCH_FAILED,
     CANCELLED,
     DEAD,
+    DONE,
     NEWS,
-    QUEUED,
     RETRYING,
     STARTED,
     JobEvent,
@@ -36,25 +35,21 @@ from topology.spec import Names
 
 logger = logging.getLogger(__name__)
 
-VERSION: Final = 1
 INTERVAL: Final = 0.1
 """Seconds between two messages, at least."""
 KEPT: Final = 50_000
-"""Events that wait to be sent, of success and of failure each."""
+"""Events of a kind that wait to be sent: accepted, done at first, other news, failures."""
 PAYLOAD_LIMIT: Final = 4 * 1024
 """Bytes. A payload that is larger is not reported."""
 PAYLOADS_KEPT: Final = 16 * 1024 * 1024
 """Bytes of payloads that wait to be sent. Beyond them events go without."""
 CLOSING: Final = 1.0
 _BATCH: Final = 5_000
-_BATCH_BYTES: Final = 4 * 1024 * 1024  # as JSON within JSON twice that at most: RabbitMQ 4 takes 16 MiB
+_BATCH_BYTES: Final = 4 * 1024 * 1024  # of payloads: RabbitMQ 4 takes 16 MiB
 _TIMEOUT: Final = 5.0
 _REFUSED_PAUSE: Final = 30.0
 
 _FAILED: Final = frozenset({RETRYING, DEAD, CANCELLED})
-
-Row = tuple[str, str, str, int, int, float, float | None, str | None, Mapping[str, Any] | None]
-"""A `JobEvent` or the same as a plain tuple, which costs half as much to make."""
 
 Running = Callable[[], Iterable[tuple[float, str, str, int, int]]]
 """What runs now, the oldest first: Unix seconds of its start, job id, job type, replay, attempt."""
@@ -63,7 +58,7 @@ Running = Callable[[], Iterable[tuple[float, str, str, int, int]]]
 class Reporter:
     """An observer that publishes batches: see docs/reference/messages.md for their form.
 
-    ``job_types`` say what is recorded of them and what their groups are; `queued` learns more of them.
+    ``job_types`` say what is recorded of them and what their groups are; `queued` learns more groups.
     """
 
     def __init__(
@@ -75,9 +70,17 @@ class Reporter:
     ) -> None:
         self._publisher = publisher
         self._names = names
-        self._known: dict[str, JobType[Any]] = {job_type.name: job_type for job_type in job_types}
+        self._partly: dict[str, JobType[Any]] = {}
+        self._groups: dict[str, str] = {}
+        for job_type in job_types:
+            if job_type.record != "all":
+                self._partly[job_type.name] = job_type
+            if job_type.group is not None:
+                self._groups[job_type.name] = job_type.group
         self._running: Running | None = None
         self._started: set[tuple[float, str, str, int, int]] = set()
+        self._queued: deque[tuple[Any, ...]] = deque()
+        self._done: deque[DoneRow] = deque()
         self._news: deque[Row] = deque()
         self._failures: deque[Row] = deque()
         self._payload_bytes = 0
@@ -93,45 +96,55 @@ class Reporter:
 
     def __call__(self, event: JobEvent) -> None:
         """Takes an event, unless its job type says that it is not to be recorded. Costs an append, mostly."""
-        job_type = self._known.get(event.type)
-        if job_type is not None and job_type.record != "all" and not _is_recorded(event, job_type):
+        job_type = self._partly.get(event.type)
+        if job_type is not None and not _is_recorded(event, job_type):
             return
-        self._keep(self._news if event.event in NEWS else self._failures, event)
+        events = self._news if event.event in NEWS else self._failures
+        events.append(event)
+        self._note(events)
 
-    def _keep(self, events: deque[Row], row: Row) -> None:
-        if len(events) >= KEPT:
+    def done(self, job_id: str, job_type: str, replay: int, attempt: int, duration: float) -> None:
+        """The same as an event of a job that is done now, for a fraction of its cost."""
+        if attempt != 1 or replay or job_type in self._partly:
+            self(JobEvent(DONE, job_id, job_type, replay, attempt, time.time(), duration))
+            return
+        self._done.append((job_type, job_id, time.time(), duration))
+        self._note(self._done)
+
+    def queued(self, *messages: Message, group: str | None = None, at: float | None = None) -> None:
+        """Reports jobs as accepted, ``at`` Unix seconds or now: call it at the confirm of their messages.
+
+        What is recorded of them their header says (`topology.envelope.RECORD`). ``group`` is their job type's.
+        """
+        now = time.time() if at is None else at
+        for message in messages:
+            properties = message.properties
+            name = properties.type or message.routing_key
+            if group is not None:
+                self._groups[name] = group
+            replay = 0
+            if properties.headers:
+                replay, record = properties.headers.get(REPLAY, 0), properties.headers.get(RECORD)
+                if record == "nothing" or (record == "failures" and not replay):
+                    continue
+            body: bytes | None = message.body
+            if body is not None and len(body) <= PAYLOAD_LIMIT and self._payload_bytes + len(body) <= PAYLOADS_KEPT:
+                self._payload_bytes += len(body)
+            else:
+                body = None
+            job_id, other = properties.message_id, properties.correlation_id
+            correlation = None if other == job_id else other
+            # A plain tuple, a QueuedRow otherwise: this is on the way of every job.
+            due = message.due_at
+            row = (name, job_id or "", now, body, properties.priority, due, correlation or None, replay or None)
+            self._queued.append(row)
+        self._note(self._queued)
+
+    def _note(self, events: deque[Any]) -> None:
+        while len(events) > KEPT:
             self._drop(events)
-        events.append(row)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(INTERVAL, self._flush)
-
-    def queued(self, message: Message, job_type: JobType[Any] | None = None) -> None:
-        """Reports a job as accepted: call it at the confirm of its message.
-
-        ``job_type`` may be left out where it is not at hand; then it is recorded unless it is known by its name.
-        """
-        properties = message.properties
-        name = properties.type or message.routing_key
-        if job_type is not None:
-            self._known[name] = job_type
-        replay = properties.headers.get(REPLAY, 0) if properties.headers else 0
-        known = self._known.get(name)
-        if known is not None and known.record != "all" and (known.record == "nothing" or not replay):
-            return
-        detail: dict[str, Any] = {}
-        size = len(message.body)
-        if size <= PAYLOAD_LIMIT and self._payload_bytes + size <= PAYLOADS_KEPT:
-            self._payload_bytes += size
-            detail["payload"] = message.body
-        if properties.priority is not None:
-            detail["priority"] = properties.priority
-        if message.due_at is not None:
-            detail["due_at"] = message.due_at
-        if properties.correlation_id and properties.correlation_id != properties.message_id:
-            detail["correlation_id"] = properties.correlation_id
-        # A plain tuple, and straight into its queue: this is on the way of every job.
-        row: Row = (QUEUED, properties.message_id or "", name, replay, 0, time.time(), None, None, detail or None)
-        self._keep(self._news, row)
 
     def watch(self, running: Running) -> None:
         """Looks at what runs once an interval until `close`, and reports as started what takes longer than one."""
@@ -144,9 +157,15 @@ class Reporter:
         """How many events were given up before they could be sent."""
         return self._dropped
 
-    def _drop(self, events: deque[Row]) -> None:
-        self._payload_bytes -= _payload_size(events.popleft())
+    def _drop(self, events: deque[Any]) -> None:
+        gone = events.popleft()
+        if events is self._queued and gone[3] is not None:
+            self._payload_bytes -= len(gone[3])
         self._dropped += 1
+
+    @property
+    def _any_news(self) -> bool:
+        return bool(self._queued or self._done or self._news)
 
     # -- sending them ----------------------------------------------------------------------------------------------
 
@@ -160,7 +179,7 @@ class Reporter:
         while self._publisher.is_up and loop.time() < end:
             if self._sending is not None:
                 await asyncio.wait({self._sending}, timeout=max(0.0, end - loop.time()))
-            if not (self._news or self._failures) or loop.time() < self._silent_until:
+            if not (self._any_news or self._failures) or loop.time() < self._silent_until:
                 break
             self._flush()
             self._cancel_timer()
@@ -177,9 +196,9 @@ class Reporter:
         loop = asyncio.get_running_loop()
         if self._running is not None:
             self._look_at(self._running())
-        if (self._news or self._failures) and self._may_send(loop.time()):
+        if (self._any_news or self._failures) and self._may_send(loop.time()):
             self._send()
-        if self._timer is None and (self._running is not None or self._news or self._failures):
+        if self._timer is None and (self._running is not None or self._any_news or self._failures):
             self._timer = loop.call_later(INTERVAL, self._flush)
 
     def _may_send(self, now: float) -> bool:
@@ -201,47 +220,43 @@ class Reporter:
 
     def _send(self) -> None:
         """Sends one batch. Where both kinds wait, they take turns."""
-        failures = bool(self._failures) and (self._failures_next or not self._news)
+        failures = bool(self._failures) and (self._failures_next or not self._any_news)
         self._failures_next = not failures
-        rows = self._take(self._failures if failures else self._news)
-        groups = {
-            name: job_type.group
-            for name in {row[2] for row in rows}
-            if (job_type := self._known.get(name)) is not None and job_type.group is not None
-        }
+        batch = Batch(events=_taken(self._failures, _BATCH // 2)) if failures else self._taken_news()
         self._batches += 1
-        head = {"v": VERSION, "reporter": self._id, "seq": self._batches, "dropped": self._dropped, "groups": groups}
-        body = self._encoded(head, rows)
-        message = notice(self._names, BATCH_FAILED if failures else BATCH_DONE, body)
+        message = notice(self._names, BATCH_FAILED if failures else BATCH_DONE, self._encoded(batch))
         self._sending = self._publisher.send(message, _TIMEOUT)
         self._sending.add_done_callback(self._sent)
 
-    def _take(self, events: deque[Row]) -> list[Row]:
-        limit = _BATCH if events is self._news else _BATCH // 2
-        if not self._payload_bytes or events is self._failures:
-            return [events.popleft() for _ in range(min(limit, len(events)))]
-        if len(events) <= limit and self._payload_bytes <= _BATCH_BYTES:
-            rows = list(events)
-            events.clear()
-            self._payload_bytes = 0
+    def _taken_news(self) -> Batch:
+        news = _taken(self._news, _BATCH)
+        done = _taken(self._done, _BATCH - len(news))
+        return Batch(self._taken_queued(_BATCH - len(news) - len(done)), done, news)
+
+    def _taken_queued(self, limit: int) -> Sequence[tuple[Any, ...]]:
+        if self._payload_bytes <= _BATCH_BYTES:
+            rows = _taken(self._queued, limit)
+            self._payload_bytes = self._payload_bytes - sum(map(_payload_size, rows)) if self._queued else 0
             return rows
         rows, size = [], 0
-        while events and len(rows) < limit and size < _BATCH_BYTES:
-            row = events.popleft()
-            size += _payload_size(row)
-            rows.append(row)
+        while self._queued and len(rows) < limit and size < _BATCH_BYTES:
+            rows.append(self._queued.popleft())
+            size += _payload_size(rows[-1])
         self._payload_bytes -= size
         return rows
 
-    def _encoded(self, head: dict[str, Any], rows: list[Row]) -> bytes:
+    def _encoded(self, batch: Batch) -> bytes:
         try:
-            # As plain tuples: pydantic takes three times as long over named ones.
-            return to_json({**head, "events": list(map(tuple, rows))}, inf_nan_mode="null")
+            return encoded(self._head(batch), batch)
         except ValueError:
             # Text that is no Unicode, from whoever wrote the message: it must not take the others along.
-            sound = [row for row in rows if _can_be_encoded(row)]
-            self._dropped += len(rows) - len(sound)
-            return to_json({**head, "dropped": self._dropped, "events": sound}, inf_nan_mode="null")
+            sound = batch.without_nonsense()
+            self._dropped += len(batch) - len(sound)
+            return encoded(self._head(sound), sound)
+
+    def _head(self, batch: Batch) -> dict[str, Any]:
+        groups = {name: self._groups[name] for name in batch.types() if name in self._groups} if self._groups else {}
+        return {"reporter": self._id, "seq": self._batches, "dropped": self._dropped, "groups": groups}
 
     def _sent(self, future: asyncio.Future[None]) -> None:
         if future.cancelled() or not isinstance(error := future.exception(), PublishError):
@@ -264,14 +279,14 @@ def _is_recorded(event: JobEvent, job_type: JobType[Any]) -> bool:
     return event.event in _FAILED or event.attempt > 1 or event.replay > 0
 
 
-def _payload_size(row: Row) -> int:
-    detail = row[-1]
-    return len(detail.get("payload", b"")) if row[0] == QUEUED and detail else 0
+def _payload_size(row: tuple[Any, ...]) -> int:
+    return 0 if row[3] is None else len(row[3])
 
 
-def _can_be_encoded(row: Row) -> bool:
-    try:
-        to_json(row, inf_nan_mode="null")
-    except ValueError:
-        return False
-    return True
+def _taken(events: deque[Any], limit: int) -> list[Any]:
+    """The oldest ``limit`` of them, which are no longer there."""
+    if len(events) <= limit:
+        taken = list(events)
+        events.clear()
+        return taken
+    return [events.popleft() for _ in range(limit)]

@@ -30,6 +30,8 @@ REPLAY: Final = "hareline-replay"
 """How often the job was replayed from the dead-letter desk; its attempts count from 1 again each time."""
 REPLACES: Final = "hareline-replaces"
 """The id of the dead job that this one was made from, with another payload."""
+RECORD: Final = "hareline-record"
+"""What the job log is to learn of the job, where that is not all: see `topology.contract.JobType`."""
 UNDECODABLE: Final = "hareline-undecodable"
 FAILURE: Final = (
     ATTEMPT, DELIVERIES, FIRST_FAILED_AT, LAST_FAILED_AT, REASON, ERROR, ERROR_MESSAGE, TRACEBACK, ATTEMPTS,

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from aiormq.abc import Basic, DeliveredMessage
 
+from consumers.report_batch import ReportBatch, read_batch
 from hareline import BlockingProducer, Job, JobType, Permanent, Retry, Transient
 from producers.reporter import KEPT, Reporter
 from tests.lab import Lab, Number, until
@@ -24,11 +25,11 @@ class News:
     """The batches that came."""
 
     def __init__(self) -> None:
-        self.batches: list[dict[str, Any]] = []
+        self.batches: list[ReportBatch] = []
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        return [dict(zip(JobEvent._fields, event, strict=True)) for batch in self.batches for event in batch["events"]]
+        return [dict(zip(JobEvent._fields, event, strict=True)) for batch in self.batches for event in batch.events]
 
     def of(self, job_id: str) -> list[str]:
         return [event["event"] for event in self.events if event["id"] == job_id]
@@ -40,7 +41,7 @@ async def listening(lab: Lab, routing_key: str = "job.#") -> AsyncIterator[News]
     news = News()
 
     async def take(message: DeliveredMessage) -> None:
-        news.batches.append(json.loads(message.body))
+        news.batches.append(read_batch(message.body))
 
     async with lab.control.channel("listening to events") as channel:
         declared = await channel.queue_declare(exclusive=True, auto_delete=True)
@@ -144,7 +145,7 @@ async def test_without_a_broker_the_oldest_are_dropped_and_counted(lab: Lab) -> 
         finally:
             await asyncio.wait_for(publisher.stop(5.0), 60)
         assert news.events[0]["id"] == "10"
-        assert {batch["dropped"] for batch in news.batches} == {10}
+        assert {batch.heading.dropped for batch in news.batches} == {10}
 
 
 async def test_a_job_is_known_from_the_moment_it_is_accepted(lab: Lab) -> None:
@@ -169,7 +170,7 @@ async def test_a_job_is_known_from_the_moment_it_is_accepted(lab: Lab) -> None:
         assert details[ids[2]]["due_at"] > 0
         async with lab.working(app, settings=settings):
             await until(lambda: all(news.of(job_id) == ["job.queued", "job.done"] for job_id in ids), "all are done")
-        assert all(batch["groups"] == {numbers.name: "numbers"} for batch in news.batches)
+        assert all(batch.groups == {numbers.name: "numbers"} for batch in news.batches)
 
 
 def _enqueue_twice(settings: Settings, numbers: JobType[Any]) -> list[str]:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from typing import Any
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from consumers.report_batch import NoBatch, read_batch
+from producers.report_form import Batch, encoded
 from producers.reporter import INTERVAL, KEPT, PAYLOAD_LIMIT, PAYLOADS_KEPT, Reporter
 from tests.lab import until
 from topology.contract import JobType
-from topology.envelope import REPLAY, Message, new_job
+from topology.envelope import RECORD, REPLAY, Message, new_job
 from topology.errors import PublishError, Refused
-from topology.events import DEAD, DONE, RETRYING, SNOOZED, JobEvent
+from topology.events import DEAD, DONE, RETRYING, SNOOZED, STARTED, JobEvent
 from topology.spec import Names
 
 NAMES = Names("ns")
@@ -45,11 +51,11 @@ class Post:
 
     @property
     def batches(self) -> list[dict[str, Any]]:
-        return [json.loads(message.body) for message in self.messages]
+        return [json.loads(message.body.partition(b"\n")[0]) for message in self.messages]
 
     @property
     def rows(self) -> list[list[Any]]:
-        return [row for batch in self.batches for row in batch["events"]]
+        return [list(row) for message in self.messages for row in read_batch(message.body).events]
 
 
 def reporter_to(post: Post, *job_types: JobType[Any]) -> Reporter:
@@ -64,28 +70,92 @@ def order(body: bytes = b"{}", job_id: str = "1", **options: Any) -> Message:
     return new_job(NAMES, "a", body, job_id=job_id, **options)
 
 
-async def test_a_batch_says_who_sends_it_and_holds_rows() -> None:
-    """Version, reporter, number, drops, groups of its types, and an array of nine for each event."""
+async def test_a_batch_says_who_sends_it_and_holds_columns_and_rows() -> None:
+    """Version, reporter, number, drops, groups of its types; columns of what is frequent, rows of the rest."""
     post = Post()
     reporter = reporter_to(post, JobType("a", Anything, group="g"), JobType("b", Anything))
-    reporter(event(DONE))
-    reporter(event(DONE, "2", "b"))
+    reporter.done("1", "a", 0, 1, 0.5)
+    reporter.done("2", "a", 0, 1, 0.25)
+    reporter.done("3", "b", 0, 2, 0.125)
+    reporter.queued(order(b'{"text":"x"}', "4"), order(b"[ 1,\n 2 ]", "5", priority=3), at=7.0)
+    reporter(event(STARTED, "6", "b"))
     await until(lambda: bool(post.messages), "a batch is sent")
     [batch] = post.batches
     identity = batch.pop("reporter")
     assert len(identity) == 36
+    times, [again, started] = batch["done"]["a"].pop("at"), batch.pop("events")
+    assert all(abs(at - time.time()) < 60 for at in (*times, again[5]))
     assert batch == {
         "v": 1,
         "seq": 1,
         "dropped": 0,
         "groups": {"a": "g"},
-        "events": [
-            ["job.done", "1", "a", 0, 1, 5.0, 0.5, None, None],
-            ["job.done", "2", "b", 0, 1, 5.0, 0.5, None, None],
-        ],
+        "queued": {"a": {"id": ["4", "5"], "at": [7.0, 7.0], "size": [12, 9], "priority": [None, 3]}},
+        "done": {"a": {"id": ["1", "2"], "duration": [0.5, 0.25]}},
     }
+    assert [*again[:5], *again[6:]] == ["job.done", "3", "b", 0, 2, 0.125, None, None]
+    assert started == ["job.started", "6", "b", 0, 1, 5.0, 0.5, None, None]
+    assert post.messages[0].body.endswith(b'\n{"text":"x"}[ 1,\n 2 ]')
     assert post.messages[0].properties.delivery_mode == 2
     assert (post.messages[0].routing_key, post.messages[0].mandatory) == ("job.batch.done", False)
+
+
+_texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
+_times = st.floats(0, 2e9)
+_queued = st.tuples(
+    _texts,
+    _texts,
+    _times,
+    st.none() | st.binary(max_size=9),
+    st.none() | st.integers(0, 9),
+    st.none() | _times,
+    st.none() | _texts.filter(bool),
+    st.none() | st.integers(1, 9),
+)
+_done = st.tuples(_texts, _texts, _times, _times)
+
+
+@given(st.lists(_queued, max_size=8), st.lists(_done, max_size=8))
+def test_what_is_written_in_columns_is_read_as_rows(
+    queued: list[tuple[Any, ...]], done: list[tuple[str, str, float, float]]
+) -> None:
+    """Whatever types, ids, payloads and options a batch mixes, every event comes out as it went in."""
+    batch = read_batch(encoded({"reporter": "r", "seq": 1}, Batch(queued, done, [])))
+    expected = [("job.done", job_id, kind, 0, 1, at, took, None, None) for kind, job_id, at, took in done]
+    for kind, job_id, at, body, priority, due, correlation, replay in queued:
+        told = {"priority": priority, "due_at": due, "correlation_id": correlation}
+        told["payload"] = None if body is None else body.decode(errors="replace")
+        detail = {name: value for name, value in told.items() if value is not None} or None
+        expected.append(("job.queued", job_id, kind, replay or 0, 0, at, None, None, detail))
+    assert sorted(map(repr, map(_sorted, batch.events))) == sorted(map(repr, map(_sorted, expected)))
+
+
+def _sorted(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (*row[:-1], row[-1] and sorted(row[-1].items()))
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        '"queued": {"a": {"id": ["1"], "at": [1.0], "size": [3]}}',
+        '"queued": {"a": {"id": ["1"], "at": [1.0], "size": [-1]}}',
+        '"queued": {"a": {"id": ["1"], "at": [1.0], "size": [1]}}',
+        '"queued": {"a": {"id": ["1", "2"], "at": [1.0], "size": [1, 1]}}',
+        '"queued": {"a": {"id": ["1"], "at": [1.0], "size": [2], "priority": [1, 2]}}',
+        '"queued": {"a": {"id": ["1"], "at": [1.0], "size": ["2"]}}',
+        '"queued": {"a": {"id": "12", "at": "12", "size": "12"}}',
+        '"queued": {"a": []}',
+        '"queued": []',
+        '"done": {"a": {"id": ["1"], "at": [1.0]}}',
+        '"done": {"a": {"id": ["1"], "at": [1.0], "duration": 1}}',
+        '"done": 5, "queued": {"a": {"id": ["1"], "at": [1.0], "size": [2]}}',
+        '"events": {}',
+    ],
+)
+def test_columns_that_do_not_fit_together_are_no_batch(told: str) -> None:
+    """Nobody guesses which value belongs to which job."""
+    with pytest.raises(NoBatch):
+        read_batch(b'{"v": 1, "reporter": "r", "seq": 1, %s}\n{}' % told.encode())
 
 
 async def test_news_and_failures_take_turns_at_one_message_an_interval() -> None:
@@ -123,11 +193,11 @@ async def test_a_job_is_queued_with_what_is_known_of_it() -> None:
     """Payload, priority, due time and correlation id, each only where there is one."""
     post = Post()
     reporter = reporter_to(post)
-    reporter.queued(order(b'{"text":"x"}'), JobType("a", Anything, group="g"))
+    reporter.queued(order(b'{"text":"x"}'), group="g")
     reporter.queued(order(b"{}", "2", priority=7, delay=60.0, correlation_id="c", headers={REPLAY: 2}))
     reporter.queued(order(b"x" * (PAYLOAD_LIMIT + 1), "3"))
     await reporter.close()
-    first, second, third = post.rows
+    first, second, third = sorted(post.rows, key=lambda row: row[1])
     assert first[:5] == ["job.queued", "1", "a", 0, 0]
     assert first[6:] == [None, None, {"payload": '{"text":"x"}'}]
     assert second[3] == 2
@@ -164,12 +234,16 @@ async def test_what_is_recorded_is_the_job_types_choice() -> None:
         reporter(event(name, kind="n"))
         reporter(event(name, kind="f"))
     reporter(event(DONE, kind="f", attempt=2))
-    for job_type in (failures, nothing):
-        reporter.queued(new_job(NAMES, job_type.name, b"{}", job_id="1"), job_type)
+    reporter.done("1", "f", 0, 1, 0.5)
+    reporter.done("1", "n", 0, 2, 0.5)
+    for record, replay in (("failures", 0), ("nothing", 0), ("nothing", 1)):
+        reporter.queued(order(headers={RECORD: record, REPLAY: replay}))
+    reporter.queued(order(job_id="again", headers={RECORD: "failures", REPLAY: 1}))
     await reporter.close()
     assert sorted((row[0], row[2], row[4]) for row in post.rows) == [
         ("job.dead", "f", 1),
         ("job.done", "f", 2),
+        ("job.queued", "a", 0),
         ("job.retrying", "f", 1),
     ]
 
@@ -180,11 +254,18 @@ async def test_one_event_that_is_no_unicode_takes_no_other_along() -> None:
     reporter = reporter_to(post)
     reporter(event(DONE, "1"))
     reporter(event(DONE, "\ud800"))
-    reporter.queued(order(b"\xff", "3"))
+    reporter.queued(order(b"\xff", "3"), order(b"{}", "4", correlation_id="\ud800"))
+    reporter.done("5", "a", 0, 1, 0.5)
+    reporter.done("\ud800", "a", 0, 1, 0.5)
     reporter(event(DONE, "4"))
     await reporter.close()
-    assert [row[1] for row in post.rows] == ["1", "4"]
-    assert post.batches[0]["dropped"] == reporter.dropped == 2
+    assert [(row[1], row[8]) for row in post.rows] == [
+        ("3", {"payload": "\N{REPLACEMENT CHARACTER}"}),
+        ("5", None),
+        ("1", None),
+        ("4", None),
+    ]
+    assert post.batches[0]["dropped"] == reporter.dropped == 3
 
 
 async def test_a_broker_that_refuses_reports_is_left_alone_for_a_while() -> None:
