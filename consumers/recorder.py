@@ -10,7 +10,6 @@ from consumers.dead_letter_recorder import DeadLetterRecorder
 from consumers.event_recorder import EventRecorder
 from consumers.job_retention import JobRetention
 from store.engine import Database
-from store.schema import verify
 from topology.settings import Settings
 
 
@@ -35,9 +34,8 @@ class Recorder:
         self._parts = tuple(parts) if parts is not None else default_parts(settings, database)
 
     async def run(self) -> None:
-        """Works until `drain` is called. Raises SchemaOutdated, DatabaseUnavailable and TopologyError at the start."""
+        """Works until `drain` is called. Raises TopologyError at the start. The tables must be there."""
         try:
-            await verify(self._database)
             running = [asyncio.create_task(part.run()) for part in self._parts]
             try:
                 await asyncio.wait(running, return_when=asyncio.FIRST_EXCEPTION)

@@ -7,13 +7,16 @@ import gc
 import logging
 import os
 import signal
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final, Protocol
 
 from consumers.registry import Route
 from consumers.worker import Worker
 from hareline import logs
 from hareline.app import App
+from store import schema
+from store.engine import Database
+from store.recovery import persistently
 from topology.apply import apply, verify_for_worker
 from topology.contract import JobType
 from topology.errors import BrokerUnreachable, TopologyError
@@ -66,17 +69,57 @@ class Service(Protocol):
         """Asks it to stop."""
 
 
-def run_service(make: Callable[[], Service], settings: Settings) -> None:
-    """Runs what ``make`` returns in this process until SIGTERM or SIGINT. A second signal stops it at once."""
+Prepare = Callable[[Database], Awaitable[object]]
+"""What a role needs done before it begins; it may be repeated."""
+
+
+def run_service(
+    what: str, make: Callable[[Database], Service], settings: Settings, prepare: Prepare = schema.verify
+) -> None:
+    """Runs what ``make`` returns in this process until SIGTERM or SIGINT. A second signal stops it at once.
+
+    ``prepare`` comes first. A database that is away is waited for, at the start as later, with a warning that names
+    ``what`` waits and why; a signal ends the wait. Raises what else ``prepare`` does: SchemaOutdated above all.
+    """
     logs.configure(settings.log_level)
 
     async def work() -> None:
-        service = make()
-        _on_signals(service.drain)
-        _calm_the_collector()
-        await service.run()
+        stopping = asyncio.Event()
+        _on_signals(stopping.set)
+        database = Database.from_settings(settings)
+        try:
+            if not await _before(stopping, persistently(what, lambda: prepare(database))):
+                return
+            service = make(database)
+            _calm_the_collector()
+            draining = asyncio.create_task(_then(stopping, service.drain))
+            try:
+                await service.run()
+            finally:
+                draining.cancel()
+        finally:
+            await database.close()
 
     _run(work)
+
+
+async def _before(stopping: asyncio.Event, work: Coroutine[Any, Any, object]) -> bool:
+    """Does ``work`` unless it is asked to stop before that has ended; returns whether it was done."""
+    working, stopped = asyncio.create_task(work), asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+        return not stopping.is_set()
+    finally:
+        working.cancel()
+        stopped.cancel()
+        await asyncio.wait({working, stopped})
+
+
+async def _then(stopping: asyncio.Event, drain: Callable[[], None]) -> None:
+    await stopping.wait()
+    drain()
 
 
 class Verification:

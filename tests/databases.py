@@ -26,7 +26,7 @@ def cluster() -> Iterator[Cluster]:
 def postgresql_template(cluster: Cluster) -> str:
     """A migrated database to copy from: faster than migrating one for each test."""
     name = cluster.create()
-    asyncio.run(_upgraded(cluster.url(name)))
+    asyncio.run(upgraded(cluster.url(name)))
     return name
 
 
@@ -34,7 +34,7 @@ def postgresql_template(cluster: Cluster) -> str:
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same as a file."""
     path = tmp_path_factory.mktemp("sqlite") / "template.db"
-    asyncio.run(_upgraded(f"sqlite:///{path}"))
+    asyncio.run(upgraded(f"sqlite:///{path}"))
     return path
 
 
@@ -85,6 +85,7 @@ async def opened(url: str) -> AsyncIterator[Database]:
         await database.close()
 
 
-async def _upgraded(url: str) -> None:
+async def upgraded(url: str) -> None:
+    """Makes the tables."""
     async with opened(url) as database:
         await upgrade(database)

@@ -6,7 +6,6 @@ import click
 
 from consumers.recorder import Recorder
 from hareline.roles import run_service
-from store.engine import Database
 from topology.settings import Settings
 
 
@@ -25,4 +24,4 @@ def recorder() -> None:
     HARELINE_JOBS_FAILED_RETENTION (30d).
     """
     settings = Settings.from_env()
-    run_service(lambda: Recorder(settings, Database.from_settings(settings)), settings)
+    run_service("the recorder", lambda database: Recorder(settings, database), settings)

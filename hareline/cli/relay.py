@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import click
 
 from hareline.roles import run_service
 from producers.relay import Relay
-from store import schema
-from store.engine import Database
 from topology.settings import Settings
 
 
@@ -27,13 +23,4 @@ def relay() -> None:
     what it was about to publish goes out 30 seconds later, with the same message ids.
     """
     settings = Settings.from_env()
-    asyncio.run(_verify(settings))
-    run_service(lambda: Relay(settings, Database.from_settings(settings)), settings)
-
-
-async def _verify(settings: Settings) -> None:
-    database = Database.from_settings(settings)
-    try:
-        await schema.verify(database)
-    finally:
-        await database.close()
+    run_service("the relay", lambda database: Relay(settings, database), settings)

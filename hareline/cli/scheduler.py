@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import asdict
+from functools import partial
 
 import click
 
@@ -35,19 +35,14 @@ def scheduler() -> None:
     """
     settings = Settings.from_env()
     app = load_app(settings.app) if settings.app else None
-    asyncio.run(_prepare(settings, app))
-    run_service(lambda: Scheduler(Database.from_settings(settings)), settings)
+    run_service("the scheduler", Scheduler, settings, partial(_prepare, settings, app))
 
 
-async def _prepare(settings: Settings, app: App | None) -> None:
+async def _prepare(settings: Settings, app: App | None, database: Database) -> None:
     """The tables must be there; what the app declares is made, changed, and reported where it is no longer declared."""
-    database = Database.from_settings(settings)
-    try:
-        await schema.verify(database)
-        if app is not None:
-            done = await reconcile(database, app.schedules, settings)
-            for what, names in asdict(done).items():
-                if names and what != "unchanged":
-                    click.echo(f"declared schedules {what}: {', '.join(names)}", err=True)
-    finally:
-        await database.close()
+    await schema.verify(database)
+    if app is not None:
+        done = await reconcile(database, app.schedules, settings)
+        for what, names in asdict(done).items():
+            if names and what != "unchanged":
+                click.echo(f"declared schedules {what}: {', '.join(names)}", err=True)
