@@ -19,8 +19,13 @@ PROPERTIES_LIMIT: Final = 120_000
 _SHORT_STRING: Final = 255
 
 
-def dead_letter(names: Names, delivery: Delivery, opened: Envelope | None, outcome: Dead) -> Message:
-    """The copy for the dead-letter exchange. ``opened`` is None where the message could not be understood."""
+def dead_letter(
+    names: Names, delivery: Delivery, opened: Envelope | None, outcome: Dead, record: str | None
+) -> Message:
+    """The copy for the dead-letter exchange. ``opened`` is None where the message could not be understood.
+
+    ``record`` is its job type's, where that is known: whoever replays it knows no job types.
+    """
     error = outcome.error
     now = envelope.timestamp()
     headers = delivery.properties.headers or {}
@@ -33,6 +38,8 @@ def dead_letter(names: Names, delivery: Delivery, opened: Envelope | None, outco
         envelope.DIED_AT: now,
         envelope.ORIGIN_QUEUE: delivery.queue,
     }
+    if record is not None:
+        changes[envelope.RECORD] = None if record == "all" else record
     return copy_of(
         delivery.properties,
         delivery.body,

@@ -217,7 +217,10 @@ class Executor:
         elif isinstance(outcome, Done | Dropped):
             delivery.acks.done(delivery.tag)
         elif isinstance(outcome, Dead):
-            await self._hand_over(delivery, opened, outcome, dead_letter(self._names, delivery, opened, outcome))
+            route = self._registry.route(delivery.job_type)
+            record = None if route is None else route.job_type.record
+            message = dead_letter(self._names, delivery, opened, outcome, record)
+            await self._hand_over(delivery, opened, outcome, message)
         elif opened is not None:
             if outcome is _SHUTDOWN and self._nack_is_free:
                 delivery.acks.requeue(delivery.tag)

@@ -42,8 +42,9 @@ class Jobs(StoreClient):
         limit: int = 50,
         cursor: str | None = None,
     ) -> JobPage:
-        """Jobs in the log, the latest first; ``since`` a time, or so long ago. ``cursor``: ``next`` of the page before.
+        """Jobs, the latest first, also those that wait in the outbox; ``since`` a time, or so long ago.
 
+        ``cursor`` is ``next`` of the page before. A job keeps its place when it leaves the outbox.
         Raises OptionInvalid, and CursorInvalid for a cursor that is of other filters or was altered.
         """
         if status is not None and status not in STATUSES:
@@ -56,10 +57,17 @@ class Jobs(StoreClient):
             raise OptionInvalid(f"since {since.isoformat()} has no zone")
         async with self._reading() as connection:
             return await jobs_read.page(
-                connection, status=status, job_type=type, group=group, since=since, limit=limit, cursor=cursor
+                connection,
+                self._clock(),
+                status=status,
+                job_type=type,
+                group=group,
+                since=since,
+                limit=limit,
+                cursor=cursor,
             )
 
     async def stats(self) -> JobStats:
-        """Counts by status, type and group, of the last hour's attempts, and of reports that were lost."""
+        """Counts by status, type and group, the outbox included; the last hour's attempts; reports that were lost."""
         async with self._reading() as connection:
             return await jobs_read.stats(connection, self._clock())

@@ -92,6 +92,7 @@ class OrderBook:
             correlation_id=properties.correlation_id,
             headers=properties.headers,
             ordering_key=None if ordering_key is None else _checked("ordering_key", ordering_key),
+            group_name=job_type.group,
         )
 
     def rows(self, job_type: JobType[Any], payloads: Iterable[Any], **options: Any) -> list[OutboxRow]:

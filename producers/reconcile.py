@@ -138,6 +138,9 @@ def _columns_of(record: ScheduleRecord) -> dict[str, Any]:
     return {
         "name": record.name,
         "job_type": record.type,
+        "job_group": record.job_group,
+        "record": record.record,
+        "timeout": record.timeout,
         "payload_hash": rows.payload_hash(record.payload),
         "priority": record.priority,
         "group_name": record.group,

@@ -159,7 +159,7 @@ class Relay:
         sent = [(row, self._send(row)) for row in free]
         following = [asyncio.create_task(self._follow(chain, fates)) for chain in chains]
         for row, (message, confirm) in sent:
-            fates[row.id] = await self._outcome(message, confirm)
+            fates[row.id] = await self._outcome(row, message, confirm)
         if following:
             await asyncio.wait(following)
         return fates
@@ -168,7 +168,7 @@ class Relay:
         """One after the other: what follows a row that failed must not overtake it."""
         end = time.monotonic() + min(_CHAIN, self._lease / 3)
         for row in chain:
-            fates[row.id] = await self._outcome(*self._send(row))
+            fates[row.id] = await self._outcome(row, *self._send(row))
             if fates[row.id] is not None or time.monotonic() > end:
                 return
 
@@ -194,13 +194,17 @@ class Relay:
             headers=row.headers,
         )
 
-    async def _outcome(self, message: Message | None, confirm: asyncio.Future[None]) -> PublishError | None:
+    async def _outcome(
+        self, claimed: Claimed, message: Message | None, confirm: asyncio.Future[None]
+    ) -> PublishError | None:
         try:
             await confirm
         except PublishError as error:
             return error
         if self._reporter is not None and message is not None:
-            self._reporter.queued(message)
+            # As of its commit to the outbox, so that its place in a listing stays the same.
+            at = claimed.created_at.timestamp()
+            self._reporter.queued(message, group=claimed.row.group_name, at=at)
         return None
 
 

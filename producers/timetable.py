@@ -96,6 +96,9 @@ def job_columns(orders: OrderBook, job_type: JobType[Any], payload: Any, priorit
     message = orders.message(job_type, payload, priority=priority)
     return {
         "job_type": job_type.name,
+        "job_group": job_type.group,
+        "record": job_type.record,
+        "timeout": job_type.timeout,
         "payload": message.body.decode(),
         "payload_hash": payload_hash(json.loads(message.body)),
         "priority": message.properties.priority,

@@ -24,6 +24,7 @@ class Claimed:
 
     id: int
     attempts: int
+    created_at: datetime
     row: OutboxRow
 
 
@@ -95,4 +96,4 @@ def _free(now: datetime) -> ColumnElement[bool]:
 
 def _claimed(row: Any) -> Claimed:
     fields = {name: getattr(row, name) for name in OutboxRow.__dataclass_fields__}
-    return Claimed(row.id, row.attempts, OutboxRow(**fields))
+    return Claimed(row.id, row.attempts, row.created_at, OutboxRow(**fields))

@@ -308,6 +308,7 @@ async def replay_chunk(
     columns = {
         "job_id": moved.c.job_id,
         "job_type": moved.c.job_type,
+        "group_name": moved.c.group_name,
         "body": moved.c.body,
         "priority": moved.c.priority,
         "correlation_id": moved.c.correlation_id,
@@ -369,6 +370,7 @@ def _row(
         priority=letter.priority,
         correlation_id=letter.correlation_id,
         headers=headers,
+        group_name=letter.group,
     )
 
 

@@ -32,6 +32,7 @@ _COLUMNS: Final = (
     "correlation_id",
     "headers",
     "ordering_key",
+    "group_name",
     "created_at",
 )
 _ASYNC: Final = "an AsyncConnection or AsyncSession of SQLAlchemy's"

@@ -6,15 +6,15 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Row, Text, and_, delete, func, literal, or_, select, tuple_
+from sqlalchemy import LargeBinary, Row, Text, and_, cast, delete, func, literal, null, or_, select, tuple_, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from store import reporters
+from store import jobs_waiting, reporters
 from store.columns import Moment
 from store.cursors import decode_cursor, encode_cursor
-from store.tables import attempts, jobs, outbox
+from store.tables import attempts, jobs
 from store.tables import reporters as reporting
 from topology.errors import CursorInvalid, NotFound
 
@@ -81,6 +81,7 @@ class JobStats:
 
 async def page(
     connection: AsyncConnection,
+    now: datetime,
     *,
     status: str | None = None,
     job_type: str | None = None,
@@ -89,17 +90,28 @@ async def page(
     limit: int = 50,
     cursor: str | None = None,
 ) -> JobPage:
-    """Jobs, those seen last first. Raises CursorInvalid."""
+    """Jobs, those seen last first, with those that wait in the outbox at ``now``. Raises CursorInvalid."""
     listing = f"jobs {status!r} {job_type!r} {group!r}"
-    query = select(jobs).order_by(jobs.c.seen_at.desc(), jobs.c.id.desc()).limit(limit + 1)
-    for column, value in ((jobs.c.status, status), (jobs.c.type, job_type), (jobs.c.group_name, group)):
-        if value is not None:
-            query = query.where(column == value)
-    if since is not None:
-        query = query.where(jobs.c.seen_at >= since)
-    if cursor is not None:
-        query = query.where(tuple_(jobs.c.seen_at, jobs.c.id) < tuple_(*_position(decode_cursor(listing, cursor))))
-    found = [_record(row) for row in (await connection.execute(query)).all()]
+    before = None if cursor is None else _position(decode_cursor(listing, cursor))
+
+    def latest(seen: Any) -> Any:
+        """The first rows of ``seen`` on this page: of each of two sources no more are needed."""
+        query = select(seen).order_by(seen.c.seen_at.desc(), seen.c.id.desc()).limit(limit + 1)
+        for column, value in ((seen.c.status, status), (seen.c.type, job_type), (seen.c.group_name, group)):
+            if value is not None:
+                query = query.where(column == value)
+        if since is not None:
+            query = query.where(seen.c.seen_at >= since)
+        if before is not None:
+            query = query.where(tuple_(seen.c.seen_at, seen.c.id) < tuple_(*before))
+        return query
+
+    # One statement, and so one moment: between two of them a job could leave the outbox and be in neither.
+    sources = [select(*_COLUMNS, cast(null(), LargeBinary).label("body"))]
+    if status in {None, *jobs_waiting.STATUSES}:
+        sources.append(jobs_waiting.rows(_COLUMNS, now))
+    both = union_all(*(select(latest(source.subquery()).subquery()) for source in sources)).subquery()
+    found = [_record(row) for row in (await connection.execute(latest(both))).all()]
     items = found[:limit]
     more = len(found) > limit
     return JobPage(items, encode_cursor(listing, [items[-1].seen_at.isoformat(), items[-1].id]) if more else None)
@@ -115,9 +127,15 @@ def _position(position: list[Any]) -> tuple[Any, Any]:
 
 async def get(connection: AsyncConnection, job_id: str, now: datetime) -> JobRecord:
     """One job with its attempts; one that waits in the outbox is queued, or scheduled. Raises NotFound."""
-    row = (await connection.execute(select(jobs).where(jobs.c.id == job_id))).one_or_none()
-    if row is None:
-        return await _unpublished(connection, job_id, now)
+    logged = select(jobs).where(jobs.c.id == job_id)
+    waiting = jobs_waiting.rows(_COLUMNS, now).subquery()
+    for source in (logged, select(waiting).where(waiting.c.id == job_id).limit(1), logged):
+        # The log once more: it may have moved there between two looks.
+        row = (await connection.execute(source)).one_or_none()
+        if row is not None:
+            break
+    else:
+        raise NotFound(f"no job {job_id} is known: it was never reported, or its retention is over")
     mine = select(attempts).where(attempts.c.job_id == job_id).order_by(attempts.c.replay, attempts.c.attempt)
     names = [field.name for field in fields(AttemptRecord)]
     ended = [
@@ -127,39 +145,20 @@ async def get(connection: AsyncConnection, job_id: str, now: datetime) -> JobRec
     return replace(_record(row), attempts=ended)
 
 
-async def _unpublished(connection: AsyncConnection, job_id: str, now: datetime) -> JobRecord:
-    mine = select(outbox).where(outbox.c.job_id == job_id).order_by(outbox.c.id).limit(1)
-    row = (await connection.execute(mine)).one_or_none()
-    if row is None:
-        raise NotFound(f"no job {job_id} is known: it was never reported, or its retention is over")
-    return JobRecord(
-        id=row.job_id,
-        type=row.job_type,
-        group=None,
-        status="scheduled" if row.due_at is not None and row.due_at > now else "queued",
-        attempt=0,
-        priority=row.priority,
-        payload=bytes(row.body).decode(errors="replace"),
-        correlation_id=row.correlation_id,
-        seen_at=row.created_at,
-        accepted_at=row.created_at,
-        due_at=row.due_at,
-        started_at=None,
-        finished_at=None,
-        duration=None,
-        error=None,
-        error_message=None,
-    )
-
-
 async def stats(connection: AsyncConnection, now: datetime) -> JobStats:
-    """Counts of the whole log."""
-    kinds = select(jobs.c.status, jobs.c.type, jobs.c.group_name, func.count().label("number"))
-    grouped = kinds.group_by(jobs.c.status, jobs.c.type, jobs.c.group_name)
+    """Counts of the whole log and of what waits in the outbox."""
+    logged = select(jobs.c.status, jobs.c.type, jobs.c.group_name)
+    waiting = jobs_waiting.rows((jobs.c.status, jobs.c.type, jobs.c.group_name), now)
+    kinds = [
+        select(source.c.status, source.c.type, source.c.group_name, func.count().label("number")).group_by(
+            source.c.status, source.c.type, source.c.group_name
+        )
+        for source in (logged.subquery(), waiting.subquery())
+    ]
     by_status: Counter[str] = Counter()
     by_type: dict[str, Counter[str]] = defaultdict(Counter)
     by_group: dict[str, Counter[str]] = defaultdict(Counter)
-    for row in (await connection.execute(grouped)).all():
+    for row in (await connection.execute(union_all(*kinds))).all():
         by_status[row.status] += row.number
         by_type[row.type][row.status] += row.number
         if row.group_name is not None:
@@ -202,6 +201,12 @@ async def clean(connection: AsyncConnection, done_before: datetime, failed_befor
     return removed
 
 
+_NAMES: Final = tuple(field.name for field in fields(JobRecord) if field.name not in {"group", "attempts"})
+_COLUMNS: Final = (*(jobs.c[name] for name in _NAMES), jobs.c.group_name)
+
+
 def _record(row: Row[Any]) -> JobRecord:
-    names = [field.name for field in fields(JobRecord) if field.name not in {"group", "attempts"}]
-    return JobRecord(**{name: getattr(row, name) for name in names}, group=row.group_name)
+    values = {name: getattr(row, name) for name in _NAMES}
+    if getattr(row, "body", None) is not None:
+        values["payload"] = bytes(row.body).decode(errors="replace")
+    return JobRecord(**values, group=row.group_name)

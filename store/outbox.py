@@ -11,12 +11,14 @@ from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from store.tables import outbox
+from topology.envelope import RECORD
 
 
 @dataclass(frozen=True, slots=True)
 class OutboxRow:
     """One job to be published. ``origin`` says who asked: enqueue, schedule, replay or webhook.
 
+    ``group_name`` is its job type's group.
     ``due_at`` is when it shall run; None or the past means now. Rows with the same ``ordering_key`` are published in
     the order of their ids.
     """
@@ -30,6 +32,12 @@ class OutboxRow:
     correlation_id: str | None = None
     headers: Mapping[str, Any] | None = None
     ordering_key: str | None = None
+    group_name: str | None = None
+
+
+def recorded_as(record: str | None) -> dict[str, str] | None:
+    """The headers of a job of whose type not everything is to be recorded; None where all is."""
+    return None if record in {None, "all"} else {RECORD: str(record)}
 
 
 def values_of(row: OutboxRow) -> dict[str, Any]:

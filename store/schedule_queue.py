@@ -5,19 +5,22 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Final
 
 from sqlalchemy import (
     ColumnElement,
+    Float,
     Row,
     Select,
     Text,
     and_,
     bindparam,
     case,
+    cast,
     delete,
     exists,
+    extract,
     func,
     not_,
     or_,
@@ -35,8 +38,11 @@ from store.tables import jobs, occurrences, schedules
 from store.tables import outbox as outbox_table
 
 ENDED: Final = ("done", "dead", "cancelled")
-UNKNOWN_FOR: Final = timedelta(seconds=5)
-"""So long a job counts as running that has left the outbox and is not in the job log yet."""
+UNKNOWN_FOR: Final = 5.0
+"""Seconds. A job that has left the outbox and is not in the job log counts as running for its timeout, and so long."""
+SILENCE: Final = 3600.0
+"""Seconds. A job that the log says waits or runs, and that nothing is heard of for so long beyond its timeout, has
+ended: the report of its end was lost, and its schedule must not stand still for ever."""
 ORIGIN: Final = "schedule"
 _OCCURRENCE_IDS: Final = uuid.UUID("5b9f3a52-6f0e-4c39-9a43-1d0a3c5b7e21")
 
@@ -48,6 +54,8 @@ class DueSchedule:
     id: str
     kind: str
     job_type: str
+    job_group: str | None
+    record: str | None
     payload: str
     priority: int | None
     expression: str | None
@@ -155,13 +163,21 @@ def _claimable(now: datetime, limit: int) -> Select[Any]:
 
 
 def _running(now: datetime) -> ColumnElement[bool]:
-    """Whether a schedule's last job has not ended, as far as outbox and job log know."""
-    last = schedules.c.last_job_id
+    """Whether a schedule's last job has not ended, as far as outbox and job log know. False in the end, always."""
+    last, timeout = schedules.c.last_job_id, func.coalesce(schedules.c.timeout, 0.0)
     waits = exists().where(outbox_table.c.job_id == last)
     known = exists().where(jobs.c.id == last)
-    runs = exists().where(jobs.c.id == last, jobs.c.status.not_in(ENDED))
-    fresh = and_(not_(known), schedules.c.last_run_at > now - UNKNOWN_FOR)
+    silent_since = now.timestamp() - SILENCE - timeout
+    heard = or_(_seconds(jobs.c.updated_at) > silent_since, _seconds(jobs.c.due_at) > silent_since)
+    runs = exists().where(jobs.c.id == last, jobs.c.status.not_in(ENDED), heard)
+    longest = case((timeout > UNKNOWN_FOR, timeout), else_=UNKNOWN_FOR)
+    fresh = and_(not_(known), _seconds(schedules.c.last_run_at) > now.timestamp() - longest)
     return and_(last.is_not(None), or_(waits, runs, fresh))
+
+
+def _seconds(moment: ColumnElement[Any]) -> ColumnElement[float]:
+    """Unix seconds; on SQLite whole ones."""
+    return cast(extract("epoch", moment), Float)
 
 
 async def _claim(connection: AsyncConnection, statement: Select[Any]) -> list[DueSchedule]:
@@ -200,6 +216,8 @@ def _outbox_row(schedule: DueSchedule, due: datetime) -> outbox.OutboxRow:
         schedule.payload.encode(),
         ORIGIN,
         priority=schedule.priority,
+        headers=outbox.recorded_as(schedule.record),
+        group_name=schedule.job_group,
     )
 
 

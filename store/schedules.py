@@ -58,7 +58,8 @@ class ScheduleRecord:
     """A schedule as it was when it was read. ``payload`` is plain JSON; times are aware, in UTC.
 
     ``next_run_at`` is None once it is done or cancelled. ``existed`` is True where a unique schedule was asked for
-    and this one was there before. ``error`` is why the scheduler could not issue its last occurrence.
+    and this one was there before. ``error`` is why the scheduler could not issue its last occurrence. ``job_group``,
+    ``record`` and ``timeout`` are the job type's own, as they were when it was scheduled.
     """
 
     id: str
@@ -85,6 +86,9 @@ class ScheduleRecord:
     error: str | None
     created_at: datetime
     updated_at: datetime
+    job_group: str | None = None
+    record: str | None = None
+    timeout: float | None = None
     existed: bool = False
 
 
@@ -288,7 +292,15 @@ async def issue(
     await outbox.add(
         connection,
         [
-            outbox.OutboxRow(row.job_id, record.type, body.encode(), "schedule", priority=record.priority)
+            outbox.OutboxRow(
+                row.job_id,
+                record.type,
+                body.encode(),
+                "schedule",
+                priority=record.priority,
+                headers=outbox.recorded_as(record.record),
+                group_name=record.job_group,
+            )
             for row in issued
         ],
     )
@@ -348,4 +360,7 @@ def _record(row: Row[Any]) -> ScheduleRecord:
         error=row.error,
         created_at=row.created_at,
         updated_at=row.updated_at,
+        job_group=row.job_group,
+        record=row.record,
+        timeout=row.timeout,
     )

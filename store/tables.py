@@ -33,6 +33,7 @@ outbox: Final = Table(
     Column("id", Serial, primary_key=True, autoincrement=True),
     Column("job_id", Text, nullable=False),
     Column("job_type", Text, nullable=False),
+    Column("group_name", Text),
     Column("body", LargeBinary, nullable=False),
     Column("priority", SmallInteger),
     Column("due_at", Moment),
@@ -48,6 +49,7 @@ outbox: Final = Table(
     Column("claimed_by", Text),
     Index("ix_hareline_outbox_ordering", "ordering_key", "id"),
     Index("ix_hareline_outbox_job", "job_id"),
+    Index("ix_hareline_outbox_seen", "created_at", "job_id"),
     sqlite_autoincrement=True,
 )
 """Jobs that are committed and not published yet. The relay publishes and deletes them.
@@ -85,6 +87,9 @@ schedules: Final = Table(
     Column("name", Text, unique=True),
     Column("kind", Text, nullable=False),
     Column("job_type", Text, nullable=False),
+    Column("job_group", Text),
+    Column("record", Text),
+    Column("timeout", Float),
     Column("payload", Text, nullable=False),
     Column("payload_hash", Text, nullable=False),
     Column("priority", SmallInteger),
@@ -120,7 +125,8 @@ schedules: Final = Table(
 """``kind`` is once, every or cron; ``status`` active, paused, done or cancelled.
 
 ``unique_key`` is set while a unique schedule is active or paused. ``buffered_at`` is the due time of the one
-occurrence that ``overlap`` buffer_one holds back.
+occurrence that ``overlap`` buffer_one holds back. ``job_group``, ``record`` and ``timeout`` (seconds) are the job
+type's, for a scheduler that knows no job types.
 """
 
 occurrences: Final = Table(

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import delete, select
+from sqlalchemy import delete, insert, select
 
 from hareline import Jobs, OptionInvalid
-from store import joblog, outbox, reporters
+from store import joblog, outbox, reporters, tables
 from store.engine import Database
 from store.joblog import Merged
 from store.outbox import OutboxRow
@@ -27,6 +27,7 @@ pytestmark = pytest.mark.machine
 NOON = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
 T = NOON.timestamp()
 HOUR = timedelta(hours=1)
+SECOND = timedelta(seconds=1)
 
 texts = st.none() | st.sampled_from(["a", "B", "é", "nul\0"])
 details = st.fixed_dictionaries(
@@ -200,6 +201,60 @@ async def test_a_job_that_is_not_published_yet_is_known(database: Database) -> N
     assert (await log.get("now")).payload == "{}"
     with pytest.raises(NotFound, match="nobody"):
         await log.get("nobody")
+
+
+async def waits(database: Database, *given: tuple[OutboxRow, datetime]) -> None:
+    """Rows in the outbox, as of the times given."""
+    async with database.transaction() as connection:
+        for row, at in given:
+            await connection.execute(insert(tables.outbox).values({**outbox.values_of(row), "created_at": at}))
+
+
+async def test_pages_hold_what_waits_in_the_outbox_in_its_place(database: Database) -> None:
+    """One order over both, however they mix; a job that the log knows as well is there once, as the log has it."""
+    told = [["job.done", f"j{n:02}", "a", 0, 1, T + n, 0.0, None, None] for n in range(20)]
+    await write(database, (told, {"a": "g"}))
+    waiting = [
+        (OutboxRow(f"w{n:02}", "ab"[n % 2], b'{"n": 1}', "enqueue", group_name="gh"[n % 2]), NOON + n * SECOND / 2)
+        for n in range(30)
+    ]
+    due = OutboxRow("due", "b", b"\xff", "enqueue", due_at=NOON + HOUR, priority=3)
+    await waits(database, *waiting, (due, NOON - HOUR), (OutboxRow("j03", "a", b"{}", "replay"), NOON + HOUR / 2))
+    log = Jobs(database, clock=lambda: NOON + HOUR / 2)
+
+    async def everything(limit: int, **filters: Any) -> list[str]:
+        seen: list[str] = []
+        cursor = None
+        while True:
+            page = await log.list(limit=limit, cursor=cursor, **filters)
+            assert len(page.items) == limit or page.next is None
+            seen += [job.id for job in page.items]
+            cursor = page.next
+            if cursor is None:
+                return seen
+
+    places = {row[1]: (T + (row[5] - T), row[1]) for row in told}
+    places |= {row.job_id: (at.timestamp(), row.job_id) for row, at in waiting}
+    expected = [*sorted(places, key=lambda name: places[name], reverse=True), "due"]
+    assert await everything(7) == await everything(1) == expected
+    for filters, wanted in (
+        ({"status": "queued"}, {row.job_id for row, _ in waiting}),
+        ({"status": "scheduled"}, {"due"}),
+        ({"status": "done"}, {row[1] for row in told}),
+        ({"type": "b"}, {"due", *(row.job_id for row, _ in waiting[1::2])}),
+        ({"group": "g"}, {*(row[1] for row in told), *(row.job_id for row, _ in waiting[::2])}),
+        ({"since": HOUR / 2, "type": "b"}, {row.job_id for row, _ in waiting[1::2]}),
+        ({"status": "dead"}, set()),
+    ):
+        found = await everything(3, **filters)
+        assert (set(found), len(found)) == (wanted, len(wanted)), filters
+    [job] = (await log.list(status="scheduled")).items
+    assert (job.payload, job.priority, job.due_at) == ("\N{REPLACEMENT CHARACTER}", 3, NOON + HOUR)
+    assert job.seen_at == job.accepted_at == NOON - HOUR
+    counts = await log.stats()
+    assert counts.by_status == {"done": 20, "queued": 30, "scheduled": 1}
+    assert counts.by_type == {"a": {"done": 20, "queued": 15}, "b": {"queued": 15, "scheduled": 1}}
+    assert counts.by_group == {"g": {"done": 20, "queued": 15}, "h": {"queued": 15}}
 
 
 async def test_counts(database: Database) -> None:

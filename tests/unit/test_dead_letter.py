@@ -29,7 +29,7 @@ class Consumer:
 def letter(error: BaseException, reason: str = "permanent", **properties: Any) -> Message:
     delivery = Delivery(Consumer(), 1, False, BasicProperties(**properties), b"{}")  # type: ignore[arg-type]
     opened = open_envelope(delivery.properties, delivery.body, "email.send")
-    return dead_letter(NAMES, delivery, opened, Dead(reason, error))
+    return dead_letter(NAMES, delivery, opened, Dead(reason, error), None)
 
 
 def raised(error: BaseException) -> BaseException:

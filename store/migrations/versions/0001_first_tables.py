@@ -139,6 +139,7 @@ def upgrade() -> None:
         sa.Column("id", Serial, nullable=False),
         sa.Column("job_id", sa.Text(), nullable=False),
         sa.Column("job_type", sa.Text(), nullable=False),
+        sa.Column("group_name", sa.Text()),
         sa.Column("body", sa.LargeBinary(), nullable=False),
         sa.Column("priority", sa.SmallInteger()),
         sa.Column("due_at", Moment()),
@@ -157,6 +158,7 @@ def upgrade() -> None:
     )
     op.create_index("ix_hareline_outbox_job", "hareline_outbox", ["job_id"])
     op.create_index("ix_hareline_outbox_ordering", "hareline_outbox", ["ordering_key", "id"])
+    op.create_index("ix_hareline_outbox_seen", "hareline_outbox", ["created_at", "job_id"])
     op.create_table(
         "hareline_reporters",
         sa.Column("id", sa.Text(), nullable=False),
@@ -173,6 +175,9 @@ def upgrade() -> None:
         sa.Column("name", sa.Text()),
         sa.Column("kind", sa.Text(), nullable=False),
         sa.Column("job_type", sa.Text(), nullable=False),
+        sa.Column("job_group", sa.Text()),
+        sa.Column("record", sa.Text()),
+        sa.Column("timeout", sa.Float()),
         sa.Column("payload", sa.Text(), nullable=False),
         sa.Column("payload_hash", sa.Text(), nullable=False),
         sa.Column("priority", sa.SmallInteger()),
