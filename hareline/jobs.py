@@ -9,7 +9,9 @@ from store import jobs_read
 from store.client import StoreClient
 from store.joblog import STATUSES
 from store.jobs_read import AttemptRecord, JobPage, JobRecord, JobStats
+from topology.duration import ago
 from topology.errors import OptionInvalid
+from topology.text import expect_storable
 
 __all__ = ["LARGEST_PAGE", "AttemptRecord", "JobPage", "JobRecord", "JobStats", "Jobs"]
 
@@ -49,10 +51,11 @@ class Jobs(StoreClient):
         """
         if status is not None and status not in STATUSES:
             raise OptionInvalid(f"status '{status}' is none: use {', '.join(STATUSES)}")
+        expect_storable(type=type, group=group)
         if not 1 <= limit <= LARGEST_PAGE:
             raise OptionInvalid(f"limit is {limit}: use 1 to {LARGEST_PAGE}")
         if isinstance(since, timedelta):
-            since = self._clock() - since
+            since = ago("since", since, self._clock())
         if since is not None and since.utcoffset() is None:
             raise OptionInvalid(f"since {since.isoformat()} has no zone")
         async with self._reading() as connection:

@@ -21,6 +21,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 from cronsim import CronSim, CronSimError
 
 from topology.errors import ScheduleInvalid
+from topology.text import shown
 
 ALIASES: Final = {
     "@yearly": "0 0 1 1 *",
@@ -49,10 +50,27 @@ def fields_of(expression: str) -> str:
     try:
         first = next(CronSim(fields, _SOME_DAY), None)
     except (CronSimError, AssertionError, ValueError, OverflowError) as error:
+        if _is_readable_in_another_month(fields):
+            raise _never(expression) from None
         raise ScheduleInvalid(f"the cron expression '{expression}' cannot be read: {error}; {_FIVE_FIELDS}") from None
     if first is None:
-        raise ScheduleInvalid(f"the cron expression '{expression}' names a date that never comes: change day or month")
+        raise _never(expression)
     return fields
+
+
+def _never(expression: str) -> ScheduleInvalid:
+    return ScheduleInvalid(f"the cron expression '{expression}' names a date that never comes: change day or month")
+
+
+def _is_readable_in_another_month(fields: str) -> bool:
+    """Whether only day and month together are wrong, as on 30 February: cronsim calls that a bad day."""
+    try:
+        *time, day, month, weekday = fields.split()
+        for one in ((day, "*"), ("*", month)):
+            CronSim(" ".join((*time, *one, weekday)), _SOME_DAY)
+    except (CronSimError, AssertionError, ValueError, OverflowError):
+        return False
+    return True
 
 
 @lru_cache(maxsize=1024)
@@ -64,7 +82,7 @@ def zone_of(name: str) -> ZoneInfo:
         known = available_timezones()
         alike = difflib.get_close_matches(str(name), known, n=3, cutoff=0.6)
         cure = f"did you mean {' or '.join(alike)}?" if alike else "write one as in Europe/Lisbon, or UTC"
-        raise ScheduleInvalid(f"the time zone {name!r} is not known: {cure}") from None
+        raise ScheduleInvalid(f"the time zone {shown(name)} is not known: {cure}") from None
 
 
 def next_moment(fields: str, zone: ZoneInfo, moment: datetime) -> datetime | None:

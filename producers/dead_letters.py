@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
@@ -22,9 +23,11 @@ from store.dead_letters import (
 )
 from store.engine import Database
 from topology.contract import JobType
+from topology.duration import ago
 from topology.envelope import new_id
 from topology.errors import NotFound, OptionInvalid, PayloadInvalid, PayloadTooLarge
 from topology.settings import Settings
+from topology.text import expect_storable, shown
 
 __all__ = ["DeadLetter", "DeadLetterGroup", "DeadLetterPage", "DeadLetterStats", "DeadLetters", "Filters"]
 
@@ -111,8 +114,8 @@ class DeadLetters(StoreClient):
         that match: in chunks, of what was there at the beginning; ended half-way, the same call goes on with what
         is left. ``progress`` is called with the number of each chunk.
         """
-        if rate is not None and not rate > 0:
-            raise OptionInvalid(f"rate is {rate}: more than zero in a second is needed")
+        if rate is not None and not 0 < rate < math.inf:
+            raise OptionInvalid(f"rate is {rate}: a number above zero, of letters in a second, is needed")
         chunk = _CHUNK if rate is None else max(1, min(_CHUNK, int(rate)))
         if isinstance(which, Filters):
             return await self._replay_all(_dead(which), rate, chunk, dry_run, progress)
@@ -192,7 +195,7 @@ class DeadLetters(StoreClient):
         """Deletes what died longer ago than that, in small transactions; returns how many."""
         if older_than < timedelta(0):
             raise OptionInvalid("older_than is negative")
-        before, total = self._clock() - older_than, 0
+        before, total = ago("older_than", older_than, self._clock()), 0
         while True:
             async with self._transaction() as connection:
                 number = await rows.clean(connection, before, _CLEAN)
@@ -208,6 +211,13 @@ async def _pace(done: int, rate: float | None, began: float) -> None:
 
 def _checked(filters: Filters | None) -> Filters:
     filters = filters or Filters()
+    expect_storable(
+        type=filters.type,
+        error=filters.error,
+        reason=filters.reason,
+        group=filters.group,
+        fingerprint=filters.fingerprint,
+    )
     if filters.status is not None and filters.status not in STATUSES:
         raise OptionInvalid(f"status is '{filters.status}': {', '.join(STATUSES)} or None for all")
     if filters.since is not None and filters.since.utcoffset() is None:
@@ -223,5 +233,5 @@ def _dead(filters: Filters) -> Filters:
 
 def _checked_id(letter_id: int) -> int:
     if isinstance(letter_id, bool) or not isinstance(letter_id, int) or not 0 < letter_id < 2**63:
-        raise NotFound(f"there is no dead letter {letter_id!r}: ids are whole numbers")
+        raise NotFound(f"there is no dead letter {shown(letter_id)}: ids are whole numbers")
     return letter_id

@@ -11,6 +11,7 @@ from topology.envelope import RECORD, Message, new_id, new_job, trace_headers
 from topology.errors import BatchError, EnqueueError, OptionInvalid, PayloadTooLarge
 from topology.settings import Settings
 from topology.spec import Names
+from topology.text import expect_storable
 
 if TYPE_CHECKING:
     from store.outbox import OutboxRow  # at run time only where a connection is given: it needs the server extra
@@ -162,10 +163,8 @@ def _delay(delay: float | None, at: datetime | None) -> float:
 def _checked(name: str, text: str) -> str:
     if not isinstance(text, str) or not text:
         raise OptionInvalid(f"{name} is {text!r}: a text that is not empty is needed")
-    try:
-        size = len(text.encode())
-    except UnicodeEncodeError as error:
-        raise OptionInvalid(f"{name} is {text!r}: {error.reason}") from None
+    expect_storable(**{name: text})
+    size = len(text.encode())
     if name == "correlation_id" and size > _SHORT_STRING:
         raise OptionInvalid(f"{name} has {size} bytes: at most {_SHORT_STRING} fit into a message")
     return text

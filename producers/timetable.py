@@ -17,6 +17,7 @@ from store.schedules import ACTIVE, ALIVE, STATUSES, Anything, Filters, Schedule
 from topology.contract import JobType
 from topology.envelope import new_id
 from topology.errors import OptionInvalid, PayloadInvalid, ScheduleInvalid
+from topology.text import expect_storable, flaw_of, shown
 
 TICK: Final = timedelta(microseconds=1)
 """The finest difference between two times."""
@@ -39,7 +40,10 @@ class Policy:
     def __post_init__(self) -> None:
         for what, text in (("name", self.name), ("group", self.group)):
             if text is not None and (not isinstance(text, str) or not text or len(text) > _LONGEST_TEXT):
-                raise ScheduleInvalid(f"{what} is {text!r}: a text of 1 to {_LONGEST_TEXT} characters is needed")
+                raise ScheduleInvalid(f"{what} is {shown(text)}: a text of 1 to {_LONGEST_TEXT} characters is needed")
+            flaw = None if text is None else flaw_of(text)
+            if flaw is not None:
+                raise ScheduleInvalid(f"{what} is {shown(text)}: {flaw}")
         if self.misfire not in get_args(Misfire):
             raise ScheduleInvalid(f"misfire is {self.misfire!r}: use latest, all or skip")
         if self.overlap not in get_args(Overlap):
@@ -177,10 +181,12 @@ def filters_of(
     due_from: datetime | None = None,
     due_before: datetime | None = None,
 ) -> Filters:
-    """What a caller asks for, as a query takes it. Raises PayloadInvalid and ScheduleInvalid."""
+    """What a caller asks for, as a query takes it. Raises PayloadInvalid, OptionInvalid and ScheduleInvalid."""
+    type_name = job_type.name if isinstance(job_type, JobType) else job_type
+    expect_storable(type=type_name, group=group)
     return Filters(
         statuses,
-        job_type.name if isinstance(job_type, JobType) else job_type,
+        type_name,
         group,
         None if isinstance(args, Anything) else hash_of(job_type, args),
         None if due_from is None else moment_of("due_from", due_from),

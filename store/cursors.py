@@ -15,7 +15,7 @@ _CHECK: Final = 6
 def encode_cursor(listing: str, position: list[Any]) -> str:
     """The cursor after ``position`` (JSON values) in ``listing``, which names the query and its filters."""
     body = json.dumps(position, separators=(",", ":")).encode()
-    return base64.urlsafe_b64encode(_check(listing, body) + body).decode().rstrip("=")
+    return _written(_check(listing, body) + body)
 
 
 def decode_cursor(listing: str, cursor: str) -> list[Any]:
@@ -25,12 +25,16 @@ def decode_cursor(listing: str, cursor: str) -> list[Any]:
         position = json.loads(raw[_CHECK:])
     except ValueError:
         raw, position = b"", None
-    if not isinstance(position, list) or raw[:_CHECK] != _check(listing, raw[_CHECK:]):
+    if not isinstance(position, list) or raw[:_CHECK] != _check(listing, raw[_CHECK:]) or _written(raw) != cursor:
         raise CursorInvalid(
             "this cursor is damaged or belongs to another listing: take it from 'next' of the page before, "
             "with the same filters"
         )
     return position
+
+
+def _written(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).decode().rstrip("=")
 
 
 def _check(listing: str, body: bytes) -> bytes:

@@ -21,6 +21,7 @@ from store import outbox
 from store.cursors import decode_cursor, encode_cursor
 from store.tables import dead_letters
 from store.tables import outbox as outbox_table
+from topology.duration import ago
 from topology.envelope import BROKER, FAILURE, REPLACES, REPLAY
 from topology.errors import CursorInvalid, NotFound
 
@@ -226,7 +227,7 @@ async def count(connection: AsyncConnection, filters: Filters, *, upto: int | No
 
 async def died_within(connection: AsyncConnection, hours: float, now: datetime, *, upto: int | None = None) -> int:
     """How many died within the last ``hours``, whatever became of them since."""
-    return await count(connection, Filters(since=now - timedelta(hours=hours), status=None), upto=upto)
+    return await count(connection, Filters(since=ago("hours", hours * 3600, now), status=None), upto=upto)
 
 
 async def latest_id(connection: AsyncConnection) -> int:

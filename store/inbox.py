@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from sqlalchemy import Connection, Table, delete, select, tuple_
@@ -14,6 +14,7 @@ from sqlalchemy.sql.dml import ReturningInsert
 from store.engine import POSTGRESQL, Database
 from store.recovery import persistently
 from store.tables import inbox, keys, occurrences
+from topology.duration import ago
 
 RETENTION: Final = 7 * 86400.0
 """Seconds that a row is kept by default: far longer than a delivery of the job may still come a second time."""
@@ -52,9 +53,10 @@ async def clean(
     """Removes rows of the inbox, the keys and the occurrences that are older than ``older_than`` seconds.
 
     In transactions of ``batch`` rows, so that nobody waits for long; may be killed and repeated. ``progress`` is
-    told (table, removed so far) after each. Returns how many of each. Waits for a database that is away.
+    told (table, removed so far) after each. Returns how many of each. Waits for a database that is away. Raises
+    OptionInvalid for an age beyond the calendar.
     """
-    before = now() - timedelta(seconds=older_than)
+    before = ago("older_than", older_than, now())
     removed = dict.fromkeys(_AGED, 0)
     for title, (table, column) in _AGED.items():
         while True:

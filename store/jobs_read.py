@@ -17,6 +17,7 @@ from store.cursors import decode_cursor, encode_cursor
 from store.tables import attempts, jobs
 from store.tables import reporters as reporting
 from topology.errors import CursorInvalid, NotFound
+from topology.text import flaw_of, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,8 @@ def _position(position: list[Any]) -> tuple[Any, Any]:
 
 async def get(connection: AsyncConnection, job_id: str, now: datetime) -> JobRecord:
     """One job with its attempts; one that waits in the outbox is queued, or scheduled. Raises NotFound."""
+    if flaw_of(job_id):
+        raise _unknown(job_id)
     logged = select(jobs).where(jobs.c.id == job_id)
     waiting = jobs_waiting.rows(_COLUMNS, now).subquery()
     for source in (logged, select(waiting).where(waiting.c.id == job_id).limit(1), logged):
@@ -135,7 +138,7 @@ async def get(connection: AsyncConnection, job_id: str, now: datetime) -> JobRec
         if row is not None:
             break
     else:
-        raise NotFound(f"no job {job_id} is known: it was never reported, or its retention is over")
+        raise _unknown(job_id)
     mine = select(attempts).where(attempts.c.job_id == job_id).order_by(attempts.c.replay, attempts.c.attempt)
     names = [field.name for field in fields(AttemptRecord)]
     ended = [
@@ -143,6 +146,10 @@ async def get(connection: AsyncConnection, job_id: str, now: datetime) -> JobRec
         for attempt in (await connection.execute(mine)).all()
     ]
     return replace(_record(row), attempts=ended)
+
+
+def _unknown(job_id: str) -> NotFound:
+    return NotFound(f"no job {shown(job_id)} is known: it was never reported, or its retention is over")
 
 
 async def stats(connection: AsyncConnection, now: datetime) -> JobStats:

@@ -22,6 +22,7 @@ from store import outbox
 from store.cursors import decode_cursor, encode_cursor
 from store.tables import occurrences, schedules
 from topology.errors import CursorInvalid, DatabaseUnavailable, NotFound
+from topology.text import flaw_of, shown
 
 ACTIVE: Final = "active"
 PAUSED: Final = "paused"
@@ -182,9 +183,10 @@ async def get(connection: AsyncConnection, reference: str, *, lock: bool = False
     """
     wanted = select(schedules).where(or_(schedules.c.id == reference, schedules.c.name == reference))
     query = wanted.order_by((schedules.c.id == reference).desc()).limit(1)
-    row = (await connection.execute(query.with_for_update() if lock else query)).one_or_none()
+    found = None if flaw_of(reference) else await connection.execute(query.with_for_update() if lock else query)
+    row = None if found is None else found.one_or_none()
     if row is None:
-        raise NotFound(f"no schedule has the id or the name '{reference}': see `hareline schedule list`")
+        raise NotFound(f"no schedule has the id or the name {shown(reference)}: see `hareline schedule list`")
     return _record(row)
 
 

@@ -8,7 +8,7 @@ import sys
 
 import click
 
-from hareline.cli.enqueue import DurationOption
+from hareline.cli.enqueue import AgeOption
 from store import inbox, schema
 from store.engine import Database, shown
 from topology.settings import Settings
@@ -58,7 +58,7 @@ Examples:
   hareline db clean --older-than 30d --json
 """
 )
-@click.option("--older-than", type=DurationOption(), help="Without it: HARELINE_INBOX_RETENTION, 7d by default.")
+@click.option("--older-than", type=AgeOption(), help="Without it: HARELINE_INBOX_RETENTION, 7d by default.")
 @click.option("--json", "as_json", is_flag=True, help='Print {"inbox", "keys", "occurrences"}: rows removed of each.')
 def clean(older_than: float | None, as_json: bool) -> None:
     """Remove old rows of the inbox, of the keys of jobs, and of the occurrences of schedules.

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from hareline.cli.enqueue import DurationOption
+from hareline.cli.enqueue import AgeOption, read_json
 from hareline.cli.loading import load_app
 from producers.dead_letters import LARGEST_PAGE, DeadLetter, DeadLetters, Filters
 from store.dead_letters import DEAD, STATUSES
@@ -52,7 +52,7 @@ def _filters(command: F) -> F:
         click.option("--reason", help="For this reason, for example worker-lost."),
         click.option("--group", help="Of this group of job types."),
         click.option("--fingerprint", help="Of this group, as `hareline dlq groups` shows it."),
-        click.option("--since", type=DurationOption(), help="Died within this long, for example 2h or 7d."),
+        click.option("--since", type=AgeOption(), help="Died within this long, for example 2h or 7d."),
     )
     for option in reversed(options):
         command = option(command)
@@ -65,10 +65,7 @@ def _filters_of(options: dict[str, Any], status: str | None = DEAD) -> Filters:
 
 
 def _ago(seconds: float) -> datetime:
-    try:
-        return datetime.now(UTC) - timedelta(seconds=seconds)
-    except OverflowError:
-        raise click.UsageError("that is longer ago than time itself") from None
+    return datetime.now(UTC) - timedelta(seconds=seconds)
 
 
 @dlq.command("list", epilog="Example: hareline dlq list --type email.send --since 2h --json")
@@ -168,7 +165,7 @@ def replay(
     async def work(desk: DeadLetters) -> int:
         if dry_run or as_json:
             return await desk.replay(which, rate=rate, dry_run=dry_run)
-        expected = await desk.replay(which, dry_run=True)
+        expected = await desk.replay(which, rate=rate, dry_run=True)
         with click.progressbar(length=expected, label="replaying") as bar:
             return await desk.replay(which, rate=rate, progress=bar.update)
 
@@ -190,10 +187,7 @@ def edit(letter_id: int, payload: str, as_json: bool) -> None:
 
     The payload is checked where HARELINE_APP names an app that knows the job type.
     """
-    try:
-        value = json.loads(payload)
-    except ValueError as error:
-        raise click.UsageError(f"--payload is not JSON: {error}") from None
+    value = read_json("--payload", payload)
     app = Settings.from_env().app
     types = load_app(app).job_types if app else ()
     job_id = _with(lambda desk: desk.edit(letter_id, value), types)
@@ -210,13 +204,10 @@ def discard(ids: tuple[int, ...], as_json: bool) -> None:
 
 
 @dlq.command(epilog="Example: hareline dlq clean --older-than 30d")
-@click.option(
-    "--older-than", type=DurationOption(), default="30d", show_default=True, help="Died longer ago than this."
-)
+@click.option("--older-than", type=AgeOption(), default="30d", show_default=True, help="Died longer ago than this.")
 @_as_json
 def clean(older_than: float, as_json: bool) -> None:
     """Delete old dead letters, whatever became of them."""
-    _ago(older_than)
     number = _with(lambda desk: desk.clean(timedelta(seconds=older_than)))
     click.echo(json.dumps({"deleted": number}) if as_json else f"{number:,} deleted")
 

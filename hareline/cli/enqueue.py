@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -15,9 +15,10 @@ from hareline.cli.loading import load_app
 from producers.orders import JobId
 from producers.producer import Producer
 from topology.contract import JobType
-from topology.duration import parse_duration
+from topology.duration import ago, parse_duration
 from topology.errors import OptionInvalid, PayloadInvalid
 from topology.settings import Settings
+from topology.text import shown
 
 
 class DurationOption(click.ParamType[float]):
@@ -31,6 +32,19 @@ class DurationOption(click.ParamType[float]):
             return parse_duration(str(value))
         except OptionInvalid as error:
             self.fail(str(error), param, ctx)
+
+
+class AgeOption(DurationOption):
+    """So long ago: a duration that the calendar holds."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Seconds."""
+        seconds = super().convert(value, param, ctx)
+        try:
+            ago("it", seconds, datetime.now(UTC))
+        except OptionInvalid as error:
+            self.fail(str(error), param, ctx)
+        return seconds
 
 
 class MomentOption(click.ParamType[datetime]):
@@ -94,16 +108,13 @@ def find_type(settings: Settings, type_name: str) -> JobType[Any]:
     """The job type of the app's that has this name; a usage error names those that there are."""
     known = {job_type.name: job_type for job_type in load_app(settings.app).job_types}
     if type_name not in known:
-        raise click.UsageError(f"no job type '{type_name}'; this app knows: {', '.join(sorted(known)) or 'none'}")
+        raise click.UsageError(f"no job type {shown(type_name)}; this app knows: {', '.join(sorted(known)) or 'none'}")
     return known[type_name]
 
 
 def read_payload(job_type: JobType[Any], payload: str) -> Any:
     """The payload as a worker would read it, whatever its model is."""
-    try:
-        json.loads(payload)
-    except json.JSONDecodeError as error:
-        raise click.UsageError(f"PAYLOAD is not JSON: {error}") from None
+    read_json("PAYLOAD", payload)
     try:
         return job_type.decode(os.fsencode(payload))
     except ValidationError as error:
@@ -112,6 +123,18 @@ def read_payload(job_type: JobType[Any], payload: str) -> Any:
             for detail in error.errors(include_url=False, include_context=False, include_input=False)
         ]
         raise PayloadInvalid(f"{job_type.name}: {'; '.join(problems)}") from None
+
+
+def read_json(what: str, text: str) -> Any:
+    """What the JSON ``text`` says; a usage error that names ``what`` where it is none, or more than can be read."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise click.UsageError(f"{what} is not JSON that can be read: it is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise click.UsageError(f"{what} is not JSON: {error}") from None
+    except ValueError:
+        raise click.UsageError(f"{what} is not JSON that can be read: a number has thousands of digits") from None
 
 
 async def _publish(settings: Settings, job_type: JobType[Any], payload: Any, options: dict[str, Any]) -> JobId:

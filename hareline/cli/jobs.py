@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from hareline.cli.enqueue import DurationOption
+from hareline.cli.enqueue import AgeOption
 from hareline.jobs import LARGEST_PAGE, AttemptRecord, JobRecord, Jobs, JobStats
 from store.joblog import STATUSES
 from topology.settings import Settings
@@ -38,7 +38,7 @@ def jobs() -> None:
 @click.option("--status", type=click.Choice(STATUSES), help="Only jobs that are so now.")
 @click.option("--type", "type_name", help="Only this job type.")
 @click.option("--group", help="Only job types of this group.")
-@click.option("--since", type=DurationOption(), help="Only jobs known for no longer than this, for example 2h.")
+@click.option("--since", type=AgeOption(), help="Only jobs known for no longer than this, for example 2h.")
 @click.option("--limit", type=click.IntRange(1, LARGEST_PAGE), default=50, show_default=True, help="Jobs of a page.")
 @click.option("--cursor", help="Where the page begins: 'next' of the page before, with the same filters.")
 @_as_json

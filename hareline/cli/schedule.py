@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from hareline.app import App
-from hareline.cli.enqueue import DurationOption, MomentOption, find_type, read_payload
+from hareline.cli.enqueue import DurationOption, MomentOption, find_type, read_json, read_payload
 from hareline.cli.loading import load_app
 from producers.reconcile import Reconciled
 from producers.reconcile import reconcile as apply_declarations
@@ -304,12 +304,7 @@ def _with(work: Callable[[Schedules], Awaitable[T]]) -> T:
 
 
 def _args(text: str | None) -> Any:
-    if text is None:
-        return ANY
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise click.UsageError(f"--args is not JSON: {error}") from None
+    return ANY if text is None else read_json("--args", text)
 
 
 def _show(record: ScheduleRecord, as_json: bool) -> None:

@@ -83,7 +83,7 @@ def test_one_job(desk: Desk) -> None:
 def test_an_unknown_job(desk: Desk) -> None:
     done = desk.run("jobs", "show", "nobody", "--json")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "no job nobody is known" in done.stderr
+    assert "no job 'nobody' is known" in done.stderr
 
 
 def test_listing(desk: Desk) -> None:
