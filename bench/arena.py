@@ -13,6 +13,7 @@ import pika
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 
 from contenders import NAMESPACE
+from store_database import Postgres
 
 VHOST = "hareline-bench"
 # What the contenders leave behind; needed only where there is no virtual host to delete.
@@ -37,6 +38,7 @@ class Arena:
 
     base_url: str
     management_url: str | None
+    postgres: Postgres
     url: str = field(init=False, default="")
 
     def __enter__(self):
@@ -65,7 +67,7 @@ class Arena:
 
     def server(self) -> dict[str, str]:
         """The broker's product, version and platform, as it introduces itself."""
-        with self._connection() as connection:
+        with self.connect() as connection:
             properties = connection._impl.server_properties  # noqa: SLF001 -- pika shows it nowhere else
         return {
             name: value.decode() if isinstance(value, bytes) else str(value)
@@ -76,7 +78,7 @@ class Arena:
     def settled(self, queue: str, expected: int, timeout: float = 5.0) -> int:
         """Messages ready in the queue, given a moment to become `expected`: the broker's counts lag."""
         deadline = time.monotonic() + timeout
-        with self._connection() as connection:
+        with self.connect() as connection:
             channel = connection.channel()
             while True:
                 count = channel.queue_declare(queue, passive=True).method.message_count
@@ -85,13 +87,13 @@ class Arena:
                 connection.sleep(0.1)
 
     def purge(self, queue: str) -> None:
-        with self._connection() as connection:
+        with self.connect() as connection:
             connection.channel().queue_purge(queue)
 
     def wait_for_consumer(self, queue: str, still_running, timeout: float = 60.0) -> None:
         """Return when the queue has a consumer; `still_running` raises when the worker has gone."""
         deadline = time.monotonic() + timeout
-        with self._connection() as connection:
+        with self.connect() as connection:
             channel = connection.channel()
             while not channel.queue_declare(queue, passive=True).method.consumer_count:
                 still_running()
@@ -99,12 +101,12 @@ class Arena:
                     raise TimeoutError(f"no consumer on {queue} after {timeout:.0f} s")
                 connection.sleep(0.05)
 
-    def _connection(self) -> pika.BlockingConnection:
+    def connect(self) -> pika.BlockingConnection:
         return pika.BlockingConnection(pika.URLParameters(self.url))
 
     def _delete_by_name(self) -> None:
         for kind, names in (("queue", QUEUES), ("exchange", EXCHANGES)):
-            with contextlib.suppress(AMQPError), self._connection() as connection:
+            with contextlib.suppress(AMQPError), self.connect() as connection:
                 for name in names:
                     channel = connection.channel()
                     with contextlib.suppress(ChannelClosedByBroker):

@@ -24,6 +24,10 @@ def _tables(document: dict):
     yield f"Python {machine['python']},"
     yield f"{broker['product']} {broker['version']} on {broker['platform']}. Medians of"
     yield f"{document['arguments']['runs']} runs (the soak: one). Load at the start: {machine['load']}."
+    if document.get("database"):
+        database = document["database"]
+        settings = ", ".join(f"{name} {value}" for name, value in database["settings"].items())
+        yield f"The store on PostgreSQL {database['version']} ({database['server']}): {settings}."
     yield ""
     yield from _table(
         ["target", "measured", "limit", "against", ""],
@@ -63,7 +67,7 @@ def _row(document: dict, scenario: str, label: str, entry: dict) -> list[str]:
     if not entry["runs"]:
         return [label, f"failed: {entry['errors'][0].splitlines()[0][:120]}"]
     columns = report.COLUMNS[scenario]
-    digits = columns[0][2]
+    digits = report.headline(scenario, entry)[2]
     low, high = entry["spread"]
     times = document["ratios"].get(f"{scenario}: {label}", {}).get("times_better", "")
     cells = [f"{entry[key]:,.{decimals}f}" if key in entry else "" for key, _, decimals in columns]

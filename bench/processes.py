@@ -33,7 +33,7 @@ def ask(contender: Contender, environment: dict[str, str], *arguments: str, time
     try:
         out, err = process.communicate(timeout=timeout)
     except BaseException as error:
-        _kill_group(process)
+        kill_group(process)
         if isinstance(error, subprocess.TimeoutExpired):
             raise ContenderError(f"{' '.join(arguments)}: no end after {timeout:.0f} s") from None
         raise
@@ -75,7 +75,7 @@ class Worker:
             self._process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=40)
-        _kill_group(self._process)
+        kill_group(self._process)
         self._directory.cleanup()
 
     def check(self) -> None:
@@ -116,7 +116,7 @@ def _environment(contender: Contender, environment: dict[str, str]) -> dict[str,
     return os.environ | environment | contender.environment | path | {"PYTHONUNBUFFERED": "1"}
 
 
-def _kill_group(process: subprocess.Popen) -> None:
+def kill_group(process: subprocess.Popen) -> None:
     """End what is left of a process that led its own session."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)

@@ -37,7 +37,55 @@ COLUMNS = {
         ("end_rss_mb", "RSS end MB", 1),
         ("growth_mb", "growth MB", 1),
     ],
+    "relay": [("per_second", "rows/s", 0), ("rows", "rows", 0)],
+    "relay-idle": [
+        ("p50_ms", "p50 ms", 1),
+        ("p99_ms", "p99 ms", 1),
+        ("max_ms", "max ms", 1),
+        ("commits", "commits", 0),
+    ],
+    "schedules": [
+        ("p50_ms", "late p50 ms", 1),
+        ("p99_ms", "late p99 ms", 1),
+        ("max_ms", "late max ms", 1),
+        ("occurrences", "occurrences", 0),
+        ("waiting", "others waiting", 0),
+        ("kills", "kill -9", 0),
+    ],
+    "recorder": [("per_second", "state changes/s", 0), ("events", "state changes", 0)],
+    "dead-letters": [
+        ("per_second", "letters/s", 0),
+        ("letters", "letters", 0),
+        ("p50_ms", "page p50 ms", 1),
+        ("p99_ms", "page p99 ms", 1),
+        ("max_ms", "page max ms", 1),
+        ("pages", "pages", 0),
+    ],
 }
+
+
+def headline(scenario: str, figures: dict) -> tuple[str, str, int]:
+    """The column that an entry is judged by: the first that it has a figure for."""
+    return next(column for column in COLUMNS[scenario] if column[0] in figures)
+
+
+# What reports may cost: a measure, its label with them and without.
+REPORTED = (
+    ("drain", "hareline", "hareline, reports off"),
+    ("enqueue pipelined", "hareline, pipelined", "hareline, reports off, pipelined"),
+    ("enqueue many", "hareline, many", "hareline, reports off, many"),
+)
+# The store's targets: name, scenario, label, figure, limit.
+STORE = (
+    ("relay, rows/s", "relay", "hareline", "per_second", 5_000),
+    ("commit to arrival when idle, p99 ms", "relay-idle", "hareline", "p99_ms", 100),
+    ("schedules late, p99 ms", "schedules", "hareline", "p99_ms", 1_000),
+    ("schedules late, schedulers killed, p99 ms", "schedules", "hareline, schedulers killed", "p99_ms", 1_000),
+    ("recorder, changes/s", "recorder", "hareline", "per_second", 10_000),
+    ("dead letters, a filtered page, p99 ms", "dead-letters", "hareline, list filtered", "p99_ms", 200),
+    ("dead letters recorded, letters/s", "dead-letters", "hareline, record", "per_second", 3_000),
+    ("dead letters replayed, letters/s", "dead-letters", "hareline, replay", "per_second", 5_000),
+)
 
 
 @dataclass(frozen=True)
@@ -89,8 +137,8 @@ def _medians(scenario: str, runs: list[Run]) -> dict:
     for key, value in good[0].items():
         if isinstance(value, int | float):
             summary[key] = statistics.median(figures[key] for figures in good if key in figures)
-    headline = COLUMNS[scenario][0][0]
-    summary["spread"] = [min(f[headline] for f in good), max(f[headline] for f in good)]
+    key, _, _ = headline(scenario, good[0])
+    summary["spread"] = [min(f[key] for f in good), max(f[key] for f in good)]
     return summary
 
 
@@ -155,6 +203,14 @@ def targets(summary: dict[str, dict[str, dict]]) -> list[Target]:
         against="flat",
     )
     judge("retries late, p99 ms", figure("ladder", "hareline", "p99_ms"), 100, at_least=False, against="100 ms")
+    for what, on, off in REPORTED:
+        reported, silent = figure("reports", on, "per_second"), figure("reports", off, "per_second")
+        share = 100 * reported / silent if reported and silent else None
+        judge(f"{what} with reports, %", share, 90, at_least=True, against="without reports")
+    for name, scenario, label, key, limit in STORE:
+        at_least = key == "per_second"
+        unit = name.rpartition(" ")[2]
+        judge(name, figure(scenario, label, key), limit, at_least=at_least, against=f"{limit:,} {unit}")
     return found
 
 
@@ -200,7 +256,7 @@ def _scenario_table(scenario: str, labels: dict[str, dict], compared: dict[str, 
             continue
         cells = [f"{entry[key]:,.{digits}f}" if key in entry else "-" for key, _, digits in columns]
         low, high = entry["spread"]
-        digits = columns[0][2]
+        digits = headline(scenario, entry)[2]
         times = compared.get(f"{scenario}: {label}", {}).get("times_better", "")
         failed = f" ({len(entry['errors'])} failed)" if "errors" in entry else ""
         table.add_row(label + failed, *cells, f"{low:,.{digits}f}-{high:,.{digits}f}", str(times))

@@ -11,14 +11,17 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 BENCH = Path(__file__).resolve().parent
 sys.path[:0] = [str(BENCH), str(BENCH.parent)]
 
+import psycopg  # noqa: E402
+from pika.exceptions import AMQPError  # noqa: E402
 from rich.console import Console  # noqa: E402
+from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
 
 import document  # noqa: E402
 import report  # noqa: E402
@@ -27,11 +30,14 @@ from contenders import EVERYONE, HARELINE, PEERS  # noqa: E402
 from environments import SetupError, ensure  # noqa: E402
 from hareline.broker import Broker, BrokerUnavailable, find_broker  # noqa: E402
 from processes import ContenderError, ask  # noqa: E402
-from scenarios import Effort, Entry, entries  # noqa: E402
+from scenarios import STORE, Effort, Entry, entries  # noqa: E402
+from store_database import Postgres, parse_address  # noqa: E402
+from topology.errors import HarelineError  # noqa: E402
 
 SCENARIOS = tuple(entries(set()))
 MODULES = tuple(dict.fromkeys(contender.module for contender in EVERYONE))
-QUICK = Effort(size=0.25, seconds=3.0, soak=50_000)
+QUICK = Effort(size=0.25, seconds=3.0, soak=50_000, store=0.1)
+FAILURES = (ContenderError, OSError, TimeoutError, HarelineError, psycopg.Error, SQLAlchemyError, AMQPError)
 
 
 def say(line: str) -> None:
@@ -48,6 +54,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="PATH", help="where to write (bench/results/TIME.json)")
     parser.add_argument("--broker", metavar="URL", help="HARELINE_BROKER_URL, or whatever broker can be had")
     parser.add_argument("--management", metavar="URL", help="HARELINE_MANAGEMENT_URL, or AMQP's port plus 10,000")
+    parser.add_argument("--database", metavar="URL", help="PostgreSQL for the store instead of a private one")
     parser.add_argument(
         "--document", type=Path, metavar="JSON", help="write docs/performance.md's tables, measure nothing"
     )
@@ -55,6 +62,10 @@ def parse() -> argparse.Namespace:
     args.only = _names(parser, "--only", args.only, MODULES)
     args.scenario = _names(parser, "--scenario", args.scenario, SCENARIOS)
     args.runs = args.runs or (1 if args.quick else 3)
+    try:
+        _ = args.database and parse_address(args.database)
+    except ValueError as error:
+        parser.error(f"--database: {error}")
     return args
 
 
@@ -67,7 +78,7 @@ def _names(parser: argparse.ArgumentParser, option: str, given: str | None, know
 
 def effort_of(args: argparse.Namespace) -> Effort:
     effort = QUICK if args.quick else Effort()
-    return Effort(effort.size, effort.seconds, 1_000_000) if args.soak else effort
+    return replace(effort, soak=1_000_000) if args.soak else effort
 
 
 def set_up(names: list[str]) -> dict[str, str]:
@@ -97,6 +108,19 @@ def describe(arena: Arena, names: list[str], problems: dict[str, str]) -> dict[s
     return told
 
 
+def describe_database(postgres: Postgres, args: argparse.Namespace) -> dict | None:
+    """Version and settings of the PostgreSQL; None where it is not needed or cannot be had."""
+    if HARELINE.module not in args.only or not set(STORE) & set(args.scenario):
+        return None
+    try:
+        facts = postgres.facts()
+    except (ContenderError, psycopg.Error) as error:
+        say(f"database {error}")  # each of its scenarios says it again, as failed
+        return None
+    say(f"database PostgreSQL {facts['version']} ({facts['server']})")
+    return facts
+
+
 def measure(
     arena: Arena, scenario: str, entry: Entry, *, number: int, effort: Effort, problem: str | None
 ) -> report.Run:
@@ -105,10 +129,13 @@ def measure(
     if problem is None:
         try:
             figures = entry.measure(arena, effort)
-        except (ContenderError, OSError, TimeoutError) as failure:
+        except FAILURES as failure:
             error = str(failure) or repr(failure)
-    key, heading, digits = report.COLUMNS[scenario][0]
-    outcome = f"FAILED: {error}" if error else f"{figures[key]:,.{digits}f} {heading}"
+    if error:
+        outcome = f"FAILED: {error}"
+    else:
+        key, heading, digits = report.headline(scenario, figures)
+        outcome = f"{figures[key]:,.{digits}f} {heading}"
     say(f"{scenario:8} run {number}: {entry.label}: {outcome}")
     return report.Run(scenario, entry.label, entry.contender.module, peer, number, figures, error)
 
@@ -127,11 +154,12 @@ def run_all(arena: Arena, args: argparse.Namespace, problems: dict[str, str]) ->
 
 def compare(broker: Broker, args: argparse.Namespace, runs: list[report.Run]) -> dict:
     """Fill `runs` until the end or Ctrl-C; returns where and with whom they were made."""
-    with Arena(broker.url.split(",")[0], broker.management_url) as arena:
+    with Postgres(args.database) as postgres, Arena(broker.url.split(",")[0], broker.management_url, postgres) as arena:
         machine, server = report.machine(), arena.server()
         say(f"broker   {server['product']} {server['version']} ({broker.source}), {machine['cores']} cores")
         if machine["load"] > machine["cores"] / 4:
             say(f"machine  busy (load {machine['load']}): expect low figures that differ from run to run")
+        database = describe_database(postgres, args)
         problems = set_up(args.only)
         told = describe(arena, args.only, problems)
         interrupted = False
@@ -141,7 +169,7 @@ def compare(broker: Broker, args: argparse.Namespace, runs: list[report.Run]) ->
         except KeyboardInterrupt:
             interrupted = True
             say(f"stopped  reporting the {len(runs)} runs that were made")
-        where = {"machine": machine, "broker": server}
+        where = {"machine": machine, "broker": server, "database": database}
         return where | {"contenders": told, "problems": problems, "interrupted": interrupted}
 
 

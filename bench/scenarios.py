@@ -4,22 +4,31 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import store_letters
 from arena import Arena
 from contenders import EVERYONE, HARELINE, HARELINE_UNREPORTED, RAW, Contender
 from processes import ContenderError, Worker, ask
+from store_recorder import recorder
+from store_relay import relay, relay_idle
+from store_schedules import schedules
 
 RATE = 500  # jobs/s of the latency scenario
 LADDER_RATE = 1000
 WARM_UP_SECONDS = 2
+STORE = ("relay", "relay-idle", "schedules", "recorder", "dead-letters")  # they need a PostgreSQL
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much: `size` scales the numbers of jobs, `seconds` is a steady run's length after its warm-up."""
+    """How much: `size` scales the numbers of jobs, `seconds` is a steady run's length after its warm-up.
+
+    `store` scales what is in the database before the measure begins.
+    """
 
     size: float = 1.0
     seconds: float = 10.0
     soak: int = 200_000
+    store: float = 1.0
 
     def jobs(self, full: int) -> int:
         return max(int(full * self.size), 1000)
@@ -160,6 +169,10 @@ def entries(names: set[str]) -> dict[str, list[Entry]]:
     def only(contender: Contender, *rest: Entry) -> list[Entry]:
         return list(rest) if contender in chosen else []
 
+    def stored(**measures: Callable[[Arena, Effort], dict]) -> list[Entry]:
+        names = {what: f"hareline, {what.replace('_', ' ')}" if what != "alone" else "hareline" for what in measures}
+        return only(HARELINE, *(Entry(HARELINE, names[what], measure) for what, measure in measures.items()))
+
     return {
         "drain": [Entry(c, c.name, drain(c)) for c in [HARELINE, *peers, RAW] if c in chosen],
         "enqueue": ways("pipelined", "many"),
@@ -176,4 +189,11 @@ def entries(names: set[str]) -> dict[str, list[Entry]]:
             ),
         ),
         "soak": only(HARELINE, Entry(HARELINE, "hareline", soak(HARELINE))),
+        "relay": stored(alone=relay),
+        "relay-idle": stored(alone=relay_idle),
+        "schedules": stored(alone=schedules(killed=False), schedulers_killed=schedules(killed=True)),
+        "recorder": stored(alone=recorder),
+        "dead-letters": stored(
+            list_filtered=store_letters.listing, record=store_letters.record, replay=store_letters.replay
+        ),
     }
