@@ -71,10 +71,12 @@ class Role:
 
     def await_session(self, connection: psycopg.Connection) -> None:
         """Returns when the process is connected to the database."""
+        until(lambda: self.has_session(connection), f"{self._label}: no session", self)
+
+    def has_session(self, connection: psycopg.Connection) -> bool:
+        """Whether the process is connected to the database; the session of one that was killed ends at once."""
         query = "SELECT FROM pg_stat_activity WHERE application_name = %s"
-        until(
-            lambda: connection.execute(query, [self._label]).fetchone() is not None, f"{self._label}: no session", self
-        )
+        return connection.execute(query, [self._label]).fetchone() is not None
 
 
 def until(condition: Callable[[], Any], failure: str, *roles: Role, timeout: float = 60.0, every: float = 0.02) -> None:
