@@ -1,6 +1,7 @@
 """Writes the tables of docs/performance.md from the JSON document of a run."""
 
 import json
+import textwrap
 from pathlib import Path
 
 import report
@@ -27,7 +28,8 @@ def _tables(document: dict):
     if document.get("database"):
         database = document["database"]
         settings = ", ".join(f"{name} {value}" for name, value in database["settings"].items())
-        yield f"The store on PostgreSQL {database['version']} ({database['server']}): {settings}."
+        server = f"The store on PostgreSQL {database['version']}, {database['server']}: {settings}."
+        yield from textwrap.wrap(server, 120)
     yield ""
     yield from _table(
         ["target", "measured", "limit", "against", ""],

@@ -59,7 +59,7 @@ class Postgres:
 
     def facts(self) -> dict:
         """Version, whose server it is, and the settings that matter."""
-        with psycopg.connect(self._address("postgres"), autocommit=True) as connection:
+        with psycopg.connect(self._address(None), autocommit=True) as connection:
             version = connection.execute("SHOW server_version").fetchone()[0]
             settings = {name: connection.execute(f"SHOW {name}").fetchone()[0] for name in SETTINGS}
         whose = "named by --database" if self._given else "private, as initdb makes it"
