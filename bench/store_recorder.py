@@ -13,7 +13,6 @@ from producers.reporter import Reporter
 from store_database import Store
 from store_roles import NAMES, Role, expect_queue, prepare, settings, until
 from topology.envelope import new_id, new_job
-from topology.events import DONE, JobEvent
 from topology.publisher import Publisher
 
 JOBS = 100_000  # with twice as many events as the records queue holds of payloads of 256 bytes, and some to spare
@@ -77,10 +76,10 @@ async def _fill(arena: Arena, store: Store, jobs: int) -> None:
             made = [(new_id(), TYPES[n % len(TYPES)], n) for n in range(start, start + BATCH)]
             for job_id, job_type, n in made:
                 body = job_type.encode(meter.payload(n))
-                producer.queued(new_job(NAMES, job_type.name, body, job_id=job_id), job_type)
+                producer.queued(new_job(NAMES, job_type.name, body, job_id=job_id), group=job_type.group)
             await producer.close(CONFIRM)
             for job_id, job_type, _ in made:
-                worker(JobEvent(DONE, job_id, job_type.name, 0, 1, time.time(), 0.001))
+                worker.done(job_id, job_type.name, 0, 1, 0.001)
             await worker.close(CONFIRM)
             if producer.dropped or worker.dropped:
                 raise ContenderError(f"the reporters of {NAMESPACE} dropped {producer.dropped + worker.dropped} events")
