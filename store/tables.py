@@ -220,7 +220,6 @@ dead_letters: Final = Table(
     Index("ix_hareline_dead_letters_group", "group_name", "status", "died_at", "id"),
     Index("ix_hareline_dead_letters_fingerprint", "fingerprint", "status", "died_at", "id"),
     Index("ix_hareline_dead_letters_died_at", "died_at", "id"),
-    Index("ix_hareline_dead_letters_job", "job_id"),
     sqlite_autoincrement=True,
 )
 """The dead-letter desk. ``status`` is dead, replayed or discarded; ``message_key`` tells a redelivery from a new one.

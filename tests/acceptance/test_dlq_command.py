@@ -35,19 +35,13 @@ app = App(job_types=[JobType("report.build", Report)])
 """
 
 
-class Properties(BasicProperties):
-    @property
-    def message_type(self) -> Any:
-        return self.type
-
-
 async def bury(url: str, number: int) -> None:
     now = datetime.now(UTC)
     letters = []
     for n in range(number):
         headers = {"hareline-died-at": now.isoformat(), "hareline-error": "ValueError", "hareline-error-message": "no"}
-        properties = Properties(message_id=f"job-{n}", type="report.build", headers=headers)
-        letters.append(letter_of(Names("t"), properties, "report.build", b'{"month": "x"}', now, {}))
+        properties = BasicProperties(message_id=f"job-{n}", type="report.build", headers=headers)
+        letters.append(letter_of(Names("t"), properties, b'{"month": "x"}', now, {}))
     async with opened(url) as database, database.transaction() as connection:
         await rows.record(connection, letters, now)
 

@@ -14,6 +14,7 @@ from consumers.obituary import letter_of
 from hareline import DeadLetters, JobType, OptionInvalid, PayloadInvalid
 from producers.dead_letters import Filters
 from store import dead_letters as rows
+from store import replays
 from store.dead_letters import NewLetter
 from store.engine import Database
 from store.tables import outbox
@@ -27,20 +28,12 @@ NOON = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
 number = JobType("number.count", Number)
 
 
-class Properties(BasicProperties):
-    """pika's, with the one name that differs in the control connection's client."""
-
-    @property
-    def message_type(self) -> Any:
-        return self.type
-
-
 def letter(n: int, body: bytes = b'{"n": 1}', job_type: str = "number.count", **headers: Any) -> NewLetter:
     died = (NOON - timedelta(minutes=n)).isoformat()
     given = {name.replace("_", "-"): value for name, value in headers.items()}
     given = {"hareline-died-at": died, "hareline-error": "ValueError", "hareline-error-message": f"no {n}"} | given
-    properties = Properties(message_id=f"job-{n}", type=job_type, headers=given)
-    return letter_of(Names("t"), properties, job_type, body, NOON, {})
+    properties = BasicProperties(message_id=f"job-{n}", type=job_type, headers=given)
+    return letter_of(Names("t"), properties, body, NOON, {})
 
 
 async def recorded(database: Database, *letters: NewLetter) -> None:
@@ -140,7 +133,7 @@ async def test_a_rolled_back_replay_has_done_nothing(database: Database, desk: D
     (item,) = (await desk.list()).items
     with pytest.raises(RuntimeError):
         async with database.transaction() as connection:
-            await rows.replay(connection, [item.id], NOON)
+            await replays.replay(connection, [item.id], NOON)
             raise RuntimeError
     assert (await desk.get(item.id)).status == "dead"
     assert await published(database) == []

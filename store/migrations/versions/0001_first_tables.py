@@ -79,7 +79,6 @@ def upgrade() -> None:
         "ix_hareline_dead_letters_group", "hareline_dead_letters", ["group_name", "status", "died_at", "id"]
     )
     op.create_index("ix_hareline_dead_letters_reason", "hareline_dead_letters", ["reason", "status", "died_at", "id"])
-    op.create_index("ix_hareline_dead_letters_job", "hareline_dead_letters", ["job_id"])
     op.create_index("ix_hareline_dead_letters_list", "hareline_dead_letters", ["status", "died_at", "id"])
     op.create_index("ix_hareline_dead_letters_type", "hareline_dead_letters", ["job_type", "status", "died_at", "id"])
     op.create_table(
