@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -18,7 +19,7 @@ from store import replays
 from store.dead_letters import NewLetter
 from store.engine import Database
 from store.tables import outbox
-from tests.lab import Number
+from tests.lab import DEADLINE, Number
 from topology.errors import CursorInvalid, NotFound
 from topology.spec import Names
 
@@ -169,3 +170,55 @@ async def test_headers_that_no_database_takes_are_kept_in_a_form_that_it_does(
     await recorded(database, letter(1, odd="a\0b", nan=float("nan"), raw=b"\xff\0", at=NOON, hareline_error="E\0"))
     (item,) = (await desk.list()).items
     assert (item.headers["odd"], item.headers["nan"], item.error) == ("a\ufffdb", "nan", "E\ufffd")
+
+
+async def test_since_is_the_same_moment_on_every_page(database: Database, desk: DeadLetters) -> None:
+    """Even if the following page is asked for later, when "so long ago" is another moment."""
+    await recorded(database, *(letter(n) for n in range(8)))
+    page = await desk.list(Filters(since=NOON - timedelta(minutes=5)), limit=4)
+    later = Filters(since=NOON - timedelta(minutes=4))
+    rest = await desk.list(later, limit=4, cursor=page.next)
+    assert ([item.job_id for item in rest.items], rest.next) == (["job-4", "job-5"], None)
+    with pytest.raises(CursorInvalid, match="without 'since'"):
+        await desk.list(later, limit=4, cursor=(await desk.list(limit=4)).next)
+
+
+async def test_a_group_is_replayed_by_its_fingerprint(database: Database, desk: DeadLetters) -> None:
+    await recorded(database, letter(1), letter(2), letter(3, hareline_error="KeyError"))
+    largest, other = await desk.groups()
+    assert await desk.replay(Filters(fingerprint=largest.fingerprint)) == largest.count == 2
+    assert {row.job_id for row in await published(database)} == {"job-1", "job-2"}
+    assert [group.fingerprint for group in await desk.groups()] == [other.fingerprint]
+
+
+async def test_a_rate_is_never_exceeded(database: Database, desk: DeadLetters) -> None:
+    await recorded(database, *(letter(n) for n in range(60)))
+    ids = [item.id for item in (await desk.list()).items]
+    for which in (ids[:30], Filters()):
+        began = time.monotonic()
+        assert await desk.replay(which, rate=20) == 30
+        assert time.monotonic() - began >= 1
+
+
+async def test_an_unknown_id_stops_a_replay_before_it_began(database: Database, desk: DeadLetters) -> None:
+    await recorded(database, *(letter(n) for n in range(3)))
+    ids = [item.id for item in (await desk.list()).items]
+    for act in (desk.replay, desk.discard):
+        with pytest.raises(NotFound, match="no dead letter 999"):
+            await act([*ids, 999])
+    assert await published(database) == []
+    assert await desk.count() == 3
+
+
+async def test_a_watch_sees_what_commits_late_with_a_lower_id(postgresql: Database) -> None:
+    """Of two recorders, the one that began first may commit last."""
+    desk = DeadLetters(postgresql)
+    ready = asyncio.Event()
+    seen = desk.watch(every=0.01, on_ready=ready.set)
+    first = asyncio.ensure_future(anext(seen))
+    await asyncio.wait_for(ready.wait(), DEADLINE)
+    async with postgresql.transaction() as slow:
+        await rows.record(slow, [letter(1)], NOON)
+        await recorded(postgresql, letter(2))
+        assert (await asyncio.wait_for(first, DEADLINE)).job_id == "job-2"
+    assert (await asyncio.wait_for(anext(seen), DEADLINE)).job_id == "job-1"
