@@ -36,13 +36,20 @@ class EventRecorder:
 
     A batch is acknowledged once it is committed; one that comes twice changes nothing. What is no batch is logged,
     counted and dropped. While the database is away nothing is acknowledged, and the queues keep what they can hold.
+    ``groups`` learns the groups of job types.
     """
 
     def __init__(
-        self, settings: Settings, database: Database, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self,
+        settings: Settings,
+        database: Database,
+        *,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        groups: dict[str, str] | None = None,
     ) -> None:
         self._database = database
         self._clock = clock
+        self._groups = {} if groups is None else groups
         names = Names(settings.namespace)
         self._draining = asyncio.Event()
         queues = (names.records_failed, names.records)
@@ -133,6 +140,8 @@ class EventRecorder:
 
     async def _write(self, batches: list[ReportBatch]) -> None:
         merged = Merged.empty()
+        for batch in batches:
+            self._groups.update(batch.groups)
         taken = sum(merged.add(batch.events, batch.groups) for batch in batches)
 
         async def once() -> None:

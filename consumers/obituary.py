@@ -19,6 +19,7 @@ from topology.spec import Names
 
 WORKER_LOST: Final = "worker-lost"
 _LARGEST: Final = 2**31 - 1
+_LONGEST_NAME: Final = 255
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _IDS: Final = uuid.UUID("5b6f0f0e-6d0c-4d53-9d0a-3f3e2b1d7c41")
 _FRAME: Final = re.compile(r'File "(?:[^"\n]*[/\\])?([^"/\\\n]+)", line \d+, in (\S+)')
@@ -30,11 +31,11 @@ def letter_of(names: Names, properties: Any, body: bytes, now: datetime, groups:
     headers: dict[str, Any] = plain(properties.headers or {})
     death = _death(headers)
     queue = _text(headers.get(envelope.ORIGIN_QUEUE)) or _text(death.get("queue"))
-    job_type = _text(properties.type) or _of_queue(names, queue) or "unknown"
+    job_type = _text(properties.type) or _name(_of_queue(names, queue)) or "unknown"
     died_at = _moment(headers.get(envelope.DIED_AT)) or _moment(death.get("time"))
     message_id = _text(properties.message_id)
     key = _key(message_id, died_at, headers.get(envelope.DIED_AT) or death.get("time"), queue, body)
-    error, message = _text(headers.get(envelope.ERROR)), _text(headers.get(envelope.ERROR_MESSAGE))
+    error, message = _name(headers.get(envelope.ERROR)), _text(headers.get(envelope.ERROR_MESSAGE))
     traceback = _text(headers.get(envelope.TRACEBACK))
     return NewLetter(
         message_key=key,
@@ -42,7 +43,7 @@ def letter_of(names: Names, properties: Any, body: bytes, now: datetime, groups:
         job_type=job_type,
         group_name=groups.get(job_type),
         queue=queue,
-        reason=_text(headers.get(envelope.REASON)) or _reason(death),
+        reason=_name(headers.get(envelope.REASON)) or _reason(death),
         error=error,
         message=message,
         traceback=traceback,
@@ -100,6 +101,12 @@ def _text(value: Any) -> str | None:
     return None if value is None or value == "" else _clean(str(value))
 
 
+def _name(value: Any) -> str | None:
+    """A text that is searched for: an index takes no long ones."""
+    text = _text(value)
+    return text and text[:_LONGEST_NAME]
+
+
 def _number(*values: Any) -> int | None:
     whole = (value for value in values if isinstance(value, int) and not isinstance(value, bool))
     return next((value for value in whole if 0 <= value <= _LARGEST), None)
@@ -123,7 +130,7 @@ def _death(headers: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _reason(death: Mapping[str, Any]) -> str | None:
-    reason = _text(death.get("reason"))
+    reason = _name(death.get("reason"))
     return WORKER_LOST if reason == "delivery_limit" else reason
 
 

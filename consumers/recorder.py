@@ -61,9 +61,10 @@ class Recorder:
 def default_parts(settings: Settings, database: Database) -> tuple[Part, ...]:
     """What ``hareline recorder`` runs."""
     retention = Retention.of(settings)
+    groups: dict[str, str] = {}  # a dead letter does not say of which group its job type is, the reports do
     return (
-        EventRecorder(settings, database),
-        DeadLetterRecorder(settings, database),
+        EventRecorder(settings, database, groups=groups),
+        DeadLetterRecorder(settings, database, groups=groups),
         Rounds(lambda: clean_up(database, retention), EVERY),
         Rounds(lambda: take_stock(database), EVERY),
     )

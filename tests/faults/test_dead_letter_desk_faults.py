@@ -16,9 +16,9 @@ from tests.postgres import Cluster
 
 pytestmark = [pytest.mark.machine, pytest.mark.kills, pytest.mark.timeout(300)]
 
-MANY = 300
-SLOWLY = ("replay", "--all", "--rate", "50")
-"""Six chunks, a second apart."""
+MANY = 120
+SLOWLY = ("replay", "--all", "--rate", "40")
+"""Three chunks, a second apart."""
 
 
 async def begun(database: Database) -> None:

@@ -58,8 +58,8 @@ async def press(lab: Lab) -> AsyncIterator[Press]:
 
 
 @asynccontextmanager
-async def recording(lab: Lab, database: Database) -> AsyncIterator[EventRecorder]:
-    recorder = EventRecorder(lab.settings, database)
+async def recording(lab: Lab, database: Database, **options: Any) -> AsyncIterator[EventRecorder]:
+    recorder = EventRecorder(lab.settings, database, **options)
     task = asyncio.create_task(recorder.run())
     try:
         yield recorder
@@ -102,9 +102,11 @@ async def test_what_waited_is_caught_up_with_and_nonsense_loops_never(
     await press.send(
         7, [["job.dead", "bad", "t", 0, 1, time.time(), 0.1, "E", {"message": "m"}], 5], "job.batch.failed"
     )
-    async with recording(lab, database) as recorder:
+    groups: dict[str, str] = {}
+    async with recording(lab, database, groups=groups) as recorder:
         await recorded(database, 501)
         await until(lambda: recorder.refused == 5, "nonsense is counted")
+    assert groups == {"t": "g"}
     assert await left(lab) == 0
     async with database.reading() as connection:
         row = (await connection.execute(select(reporters))).one()

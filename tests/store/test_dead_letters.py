@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -222,3 +223,13 @@ async def test_a_watch_sees_what_commits_late_with_a_lower_id(postgresql: Databa
         await recorded(postgresql, letter(2))
         assert (await asyncio.wait_for(first, DEADLINE)).job_id == "job-2"
     assert (await asyncio.wait_for(anext(seen), DEADLINE)).job_id == "job-1"
+
+
+async def test_names_that_no_index_takes_are_cut(database: Database, desk: DeadLetters) -> None:
+    long = secrets.token_hex(20_000)  # nothing that could be compressed
+    queue = f"t.{long}"
+    await recorded(
+        database, letter(1, job_type="", hareline_error=long, hareline_reason=long, hareline_origin_queue=queue)
+    )
+    (item,) = (await desk.list()).items
+    assert (item.type, item.error, item.reason, item.queue) == (long[:255], long[:255], long[:255], queue)
