@@ -4,40 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
-from opentelemetry import metrics
-
+from consumers.dead_alert import DeadAlert
+from consumers.intake import Intake
 from consumers.obituary import letter_of
 from store import dead_letters as rows
-from store import outbox
 from store.dead_letters import NewLetter
 from store.engine import Database
 from store.recovery import persistently
-from topology.control import Control
-from topology.envelope import new_id
-from topology.errors import BrokerUnreachable, HarelineError, SettingsError, TopologyError
+from topology.errors import HarelineError
 from topology.settings import Settings
 from topology.spec import Names
+from topology.subscription import Delivery
 
 logger = logging.getLogger(__name__)
 
 BATCH: Final = 1000
-PREFETCH: Final = 2 * BATCH
+PREFETCH: Final = 3 * BATCH
+"""One batch is committed, one is read, one is on its way."""
+_BYTES: Final = 16 * 1024 * 1024
+"""Of bodies, after which a batch takes no further message: it is one statement."""
 _TICK: Final = 0.2
 """Seconds between looks at whether to stop, and whether the broker still delivers."""
+_MOMENT: Final = 0.05
+"""Seconds that a batch which is not full waits for more."""
 _LAST_WORD: Final = 5.0
 """Seconds that a commit may take once `drain` was called; what is not committed stays in the queue."""
-_BACKOFF: Final = (0.2, 5.0)
-_LOOK: Final = 1.0
-
-_alerts: Final = metrics.get_meter("hareline").create_counter(
-    "hareline.dead_letters.alerts", description="Times that more jobs than HARELINE_DEAD_ALERT died within an hour."
-)
 
 
 class DeadLetterRecorder:
@@ -55,15 +51,14 @@ class DeadLetterRecorder:
         groups: Mapping[str, str] | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self._settings = settings
         self._database = database
         self._names = Names(settings.namespace)
         self._groups = groups or {}
         self._clock = clock
         self._draining = asyncio.Event()
         self._alert = DeadAlert(settings, database, clock)
-        self._seen = False
-        self.ready = asyncio.Event()
+        self._intake = Intake(settings, "hareline dead-letter recorder", [self._names.dlq], PREFETCH, self._draining)
+        self.ready = self._intake.ready
         """Set while the broker delivers."""
 
     def drain(self) -> None:
@@ -72,73 +67,61 @@ class DeadLetterRecorder:
 
     async def run(self) -> None:
         """Records until `drain` is called."""
-        pause = _BACKOFF[0]
-        while not self._draining.is_set():
-            began = time.monotonic()
-            try:
-                await self._consume()
-            except TopologyError as error:
-                if not isinstance(error, BrokerUnreachable) and not self._seen:
-                    raise
-                logger.warning("the dead-letter recorder connects again: %s", error)
-            finally:
-                self.ready.clear()
-            pause = _BACKOFF[0] if time.monotonic() - began > _BACKOFF[1] else min(pause * 2, _BACKOFF[1])
-            await self._sleep(pause)
+        self._intake.start()
+        try:
+            await self._record_all()
+            if self._intake.unfit is not None:
+                raise self._intake.unfit
+            await self._intake.told()
+        finally:
+            await self._intake.stop()
 
-    async def _sleep(self, seconds: float) -> None:
-        await asyncio.wait([asyncio.ensure_future(self._draining.wait())], timeout=seconds)
-
-    async def _consume(self) -> None:
-        arrived: asyncio.Queue[Any] = asyncio.Queue()
-        queue = self._names.dlq
-        async with (
-            await Control.connect(self._settings.broker_urls, name="hareline dead-letter recorder") as control,
-            control.channel(f"consuming {queue}") as opened,
-        ):
-            channel: Any = opened  # its interface does not name the consumers, which a cancel by the broker takes away
-            await channel.basic_qos(prefetch_count=PREFETCH)
-            answer = await channel.basic_consume(queue, arrived.put)
-            self._seen = True
-            self.ready.set()
+    async def _record_all(self) -> None:
+        recording: asyncio.Task[None] = asyncio.create_task(_nothing())
+        try:
             while not self._draining.is_set():
-                batch = await _gather(arrived)
-                if batch and not await self._record(channel, batch):
+                batch = await _gather(self._intake.arrived)
+                # The letters of a batch are read while the one before is committed, no further ahead than that.
+                now = self._clock()
+                letters = [self._letter(delivery, now) for delivery in batch]
+                if not await self._decided(recording):
                     return
-                await self._alert.look(fresh=bool(batch))
-                if channel.is_closed or answer.consumer_tag not in channel.consumers:
-                    raise BrokerUnreachable(f"{queue} is not delivered any more")
+                if batch:
+                    recording = asyncio.create_task(self._record(batch, letters, now))
+                await self._alert.look()
+            await self._decided(recording)
+        finally:
+            recording.cancel()
+            await asyncio.wait({recording})
 
-    async def _record(self, channel: Any, batch: Sequence[Any]) -> bool:
-        """Commits and acknowledges; False where `drain` came and the database did not let it through."""
-        now = self._clock()
-        letters = [
-            letter_of(
-                self._names, message.header.properties, message.routing_key or "", message.body, now, self._groups
-            )
-            for message in batch
-        ]
+    def _letter(self, delivery: Delivery, now: datetime) -> NewLetter:
+        return letter_of(self._names, delivery.properties, delivery.body, now, self._groups)
+
+    async def _decided(self, recording: asyncio.Task[None]) -> bool:
+        """Waits for a batch to be committed and acknowledged; False where `drain` came and it does not get through."""
+        draining = asyncio.ensure_future(self._draining.wait())
+        try:
+            await asyncio.wait([recording, draining], return_when=asyncio.FIRST_COMPLETED)
+            if not recording.done():
+                await asyncio.wait({recording}, timeout=_LAST_WORD)
+        finally:
+            draining.cancel()
+        if not recording.done():
+            logger.warning("a batch of dead letters stays in %s: the database is away", self._names.dlq)
+            return False
+        recording.result()
+        return True
+
+    async def _record(self, batch: Sequence[Delivery], letters: Sequence[NewLetter], now: datetime) -> None:
+        """Commits and then acknowledges."""
 
         async def write() -> None:  # a lambda would not be awaited by what repeats it
             await self._write(letters, now)
 
-        writing = asyncio.ensure_future(persistently("the dead-letter recorder", write))
-        draining = asyncio.ensure_future(self._draining.wait())
-        try:
-            await asyncio.wait({writing, draining}, return_when=asyncio.FIRST_COMPLETED)
-            if not writing.done():
-                await asyncio.wait({writing}, timeout=_LAST_WORD)
-            if not writing.done():
-                logger.warning("%d dead letters stay in %s: the database is away", len(batch), self._names.dlq)
-                return False
-            writing.result()
-        finally:
-            writing.cancel()
-            draining.cancel()
-        tag = batch[-1].delivery_tag
-        assert tag is not None
-        await channel.basic_ack(tag, multiple=True)
-        return True
+        await persistently("the dead-letter recorder", write)
+        self._alert.note()
+        for delivery in batch:
+            delivery.acks.done(delivery.tag)
 
     async def _write(self, letters: Sequence[NewLetter], now: datetime) -> None:
         try:
@@ -164,61 +147,20 @@ class DeadLetterRecorder:
                 await rows.record(connection, [bare], now)
 
 
-async def _gather(arrived: asyncio.Queue[Any]) -> list[Any]:
-    """What has arrived by now, up to a batch; waits for a tick if that is nothing."""
+async def _nothing() -> None:
+    """Has been recorded before the first batch."""
+
+
+async def _gather(arrived: asyncio.Queue[Delivery]) -> list[Delivery]:
+    """A batch; or what has come a moment after the first of it; or nothing, where nothing comes for a tick."""
     try:
         batch = [await asyncio.wait_for(arrived.get(), _TICK)]
     except TimeoutError:
         return []
-    while len(batch) < BATCH and not arrived.empty():
+    if arrived.qsize() < BATCH:
+        await asyncio.sleep(_MOMENT)  # a commit costs as much for one as for a hundred
+    size = len(batch[0].body)
+    while len(batch) < BATCH and size < _BYTES and not arrived.empty():
         batch.append(arrived.get_nowait())
-    return batch
-
-
-class DeadAlert:
-    """Tells once when more than HARELINE_DEAD_ALERT jobs died within an hour, and again after it has been fewer.
-
-    A log line, the counter ``hareline.dead_letters.alerts``, and an ``email.send`` job to HARELINE_DEAD_ALERT_EMAIL
-    where that is set. Each recorder process tells for itself.
-    """
-
-    def __init__(self, settings: Settings, database: Database, clock: Callable[[], datetime]) -> None:
-        text = settings.extra.get("HARELINE_DEAD_ALERT", "")
-        if text and not text.isdecimal():
-            raise SettingsError(f"HARELINE_DEAD_ALERT is '{text}': a whole number of jobs in an hour is needed")
-        self._limit = int(text) if text else None
-        self._email = settings.extra.get("HARELINE_DEAD_ALERT_EMAIL")
-        self._namespace = settings.namespace
-        self._database = database
-        self._clock = clock
-        self._dirty = False
-        self._breached = False
-        self._looked = float("-inf")
-
-    async def look(self, *, fresh: bool) -> None:
-        """Counts, at most once a second and while it matters. ``fresh``: more have died."""
-        self._dirty |= fresh
-        if self._limit is None or not self._dirty or time.monotonic() - self._looked < _LOOK:
-            return
-        self._looked = time.monotonic()
-        limit = self._limit
-        try:
-            async with self._database.transaction() as connection:
-                died = await rows.died_within(connection, 1, self._clock(), upto=limit + 1)
-                if died > limit and not self._breached and self._email:
-                    await outbox.add(connection, [self._mail(self._email, limit)])
-        except HarelineError as error:
-            logger.warning("cannot count the dead of the last hour: %s", error)
-            return
-        self._dirty = died > limit  # to see it end
-        if died > limit and not self._breached:
-            logger.error("more than %d jobs died within an hour: see `hareline dlq groups`", limit)
-            _alerts.add(1)
-        self._breached = died > limit
-
-    def _mail(self, to: str, limit: int) -> outbox.OutboxRow:
-        from consumers.jobs.email import send_email  # noqa: PLC0415 - needs the jobs extra, which few recorders want
-
-        subject = f"{self._namespace}: more than {limit} jobs died within an hour"
-        body = send_email.encode({"to": to, "subject": subject, "text": "See `hareline dlq groups`.\n"})
-        return outbox.OutboxRow(job_id=new_id(), job_type=send_email.name, body=body, origin="enqueue")
+        size += len(batch[-1].body)
+    return [delivery for delivery in batch if delivery.acks.is_open]  # else it is delivered again

@@ -10,16 +10,16 @@ from datetime import UTC, datetime
 from typing import Final
 
 from consumers.instruments import BATCHES_REFUSED, EVENTS_RECORDED, EVENTS_REFUSED, LAG
+from consumers.intake import Intake
 from consumers.report_batch import NoBatch, ReportBatch, read_batch
 from store import joblog, reporters
 from store.engine import Database
 from store.joblog import Merged
 from store.recovery import persistently
-from topology.errors import BrokerUnreachable, HarelineError, TopologyError
-from topology.link import Connection, Link
+from topology.errors import HarelineError
 from topology.settings import Settings
 from topology.spec import Names
-from topology.subscription import Delivery, Subscription
+from topology.subscription import Delivery
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,6 @@ PREFETCH: Final = 4
 """Messages of each queue that are here at a time; each has 5,000 events at most."""
 _TOGETHER: Final = 10_000
 """Events after which a transaction takes no further message."""
-_RESUBSCRIBE: Final = 1.0
 _FINISH: Final = 10.0
 """Seconds for the last transaction when it stops. What is not committed then goes back to the queue."""
 
@@ -37,23 +36,26 @@ class EventRecorder:
 
     A batch is acknowledged once it is committed; one that comes twice changes nothing. What is no batch is logged,
     counted and dropped. While the database is away nothing is acknowledged, and the queues keep what they can hold.
+    ``groups`` learns the groups of job types.
     """
 
     def __init__(
-        self, settings: Settings, database: Database, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self,
+        settings: Settings,
+        database: Database,
+        *,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        groups: dict[str, str] | None = None,
     ) -> None:
         self._database = database
         self._clock = clock
+        self._groups = {} if groups is None else groups
         names = Names(settings.namespace)
-        self._queues = (names.records_failed, names.records)
-        self._link = Link(settings.broker_urls, "hareline recorder", on_up=self._up, on_down=lambda _: self._down())
-        self._subscriptions: list[Subscription] = []
-        self._waiting: asyncio.Queue[Delivery] = asyncio.Queue()
-        self._chores: set[asyncio.Task[None]] = set()
         self._draining = asyncio.Event()
-        self._unfit: TopologyError | None = None
-        self._ever_ready = False
-        self.ready = asyncio.Event()
+        queues = (names.records_failed, names.records)
+        self._intake = Intake(settings, "hareline recorder", queues, PREFETCH, self._draining)
+        self._waiting = self._intake.arrived
+        self.ready = self._intake.ready
         self.recorded = 0
         self.refused = 0
 
@@ -62,93 +64,34 @@ class EventRecorder:
 
         Raises TopologyError if the first broker that answers does not have the queues.
         """
-        self._link.start()
+        self._intake.start()
         writing = asyncio.create_task(self._write_all())
         draining = asyncio.create_task(self._draining.wait())
         try:
             await asyncio.wait({writing, draining}, return_when=asyncio.FIRST_COMPLETED)
-            if self._unfit is not None:
-                raise self._unfit
+            if self._intake.unfit is not None:
+                raise self._intake.unfit
             if writing.done():
                 await writing
             await self._finish()
         finally:
-            self.ready.clear()
             writing.cancel()
             draining.cancel()
             await asyncio.wait({writing, draining})
-            await self._link.stop()
+            await self._intake.stop()
 
     def drain(self) -> None:
         """Asks it to stop."""
         self._draining.set()
 
     async def _finish(self) -> None:
-        await asyncio.gather(*(subscription.pause() for subscription in self._subscriptions))
+        await self._intake.pause()
         try:
             async with asyncio.timeout(_FINISH):
                 await self._waiting.join()
         except TimeoutError:
             logger.warning("what is not recorded yet goes back to the broker's queue: the database takes too long")
-        for subscription in self._subscriptions:
-            await subscription.told()
-
-    # -- connection ------------------------------------------------------------------------------------------------
-
-    async def _up(self, connection: Connection) -> None:
-        if self._draining.is_set():
-            return
-        try:
-            await self._verify(connection)
-        except BrokerUnreachable:
-            raise
-        except TopologyError as error:
-            if not self._ever_ready:
-                self._unfit = error
-                self._draining.set()
-            raise
-        self._subscriptions = [self._subscription(connection, queue) for queue in self._queues]
-        for subscription in self._subscriptions:
-            await subscription.open()
-            subscription.resume()
-        self._ever_ready = True
-        self.ready.set()
-        logger.info("recording from %s", ", ".join(self._queues))
-
-    async def _verify(self, connection: Connection) -> None:
-        missing = [queue for queue in self._queues if not await connection.queue_exists(queue)]
-        if missing:
-            raise TopologyError(
-                f"the broker has no queue {' and no queue '.join(missing)}: run `hareline topology apply`"
-            )
-
-    def _subscription(self, connection: Connection, queue: str) -> Subscription:
-        return Subscription(connection, queue, queue, PREFETCH, self._waiting.put_nowait, self._on_lost)
-
-    def _down(self) -> None:
-        self.ready.clear()
-
-    def _on_lost(self, subscription: Subscription, reason: str) -> None:
-        logger.warning("the consumer on %s ended: %s; subscribing again", subscription.queue, reason)
-        if not self._draining.is_set():
-            task = asyncio.get_running_loop().create_task(self._resubscribe(subscription))
-            self._chores.add(task)
-            task.add_done_callback(self._chores.discard)
-
-    async def _resubscribe(self, lost: Subscription) -> None:
-        await asyncio.sleep(_RESUBSCRIBE)
-        connection = self._link.connection
-        if self._draining.is_set() or connection is None or lost not in self._subscriptions:
-            return
-        subscription = self._subscription(connection, lost.queue)
-        self._subscriptions[self._subscriptions.index(lost)] = subscription
-        try:
-            await subscription.open()
-        except BrokerUnreachable as error:
-            logger.debug("the connection went meanwhile: %s", error)
-            return
-        subscription.resume()
-        await lost.retire(_RESUBSCRIBE)
+        await self._intake.told()
 
     # -- writing ---------------------------------------------------------------------------------------------------
 
@@ -197,6 +140,8 @@ class EventRecorder:
 
     async def _write(self, batches: list[ReportBatch]) -> None:
         merged = Merged.empty()
+        for batch in batches:
+            self._groups.update(batch.groups)
         taken = sum(merged.add(batch.events, batch.groups) for batch in batches)
 
         async def once() -> None:

@@ -20,12 +20,21 @@ BATCHES_REFUSED: Final = _meter.create_counter(
 LAG: Final = _meter.create_gauge(
     "hareline.recorder.lag", unit="s", description="Age of the newest state change when it was committed."
 )
-JOBS_CLEANED: Final = _meter.create_counter(
-    "hareline.recorder.jobs.cleaned", unit="{job}", description="Jobs removed from the log after their retention."
+ROWS_CLEANED: Final = _meter.create_counter(
+    "hareline.recorder.cleaned", unit="{row}", description="Rows removed after their retention, by table."
 )
 REPORTS_MISSING: Final = _meter.create_gauge(
     "hareline.recorder.batches.missing", unit="{batch}", description="Batches that were sent and have not arrived."
 )
 REPORTS_DROPPED: Final = _meter.create_gauge(
     "hareline.recorder.events.dropped", unit="{event}", description="State changes that reporters gave up."
+)
+DEAD_ALERTS: Final = _meter.create_counter(
+    "hareline.dead_letters.alerts", description="Times that more jobs than HARELINE_DEAD_ALERT died within an hour."
+)
+DEAD_LETTERS: Final = _meter.create_gauge(
+    "hareline.dead_letters", unit="{job}", description="Dead jobs that are neither replayed nor discarded."
+)
+DEAD_LETTERS_LAST_DAY: Final = _meter.create_gauge(
+    "hareline.dead_letters.last_24h", unit="{job}", description="Those of them that died within the last 24 hours."
 )

@@ -10,7 +10,7 @@ import math
 import re
 import uuid
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from store.dead_letters import NewLetter
@@ -19,23 +19,23 @@ from topology.spec import Names
 
 WORKER_LOST: Final = "worker-lost"
 _LARGEST: Final = 2**31 - 1
+_LONGEST_NAME: Final = 255
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _IDS: Final = uuid.UUID("5b6f0f0e-6d0c-4d53-9d0a-3f3e2b1d7c41")
 _FRAME: Final = re.compile(r'File "(?:[^"\n]*[/\\])?([^"/\\\n]+)", line \d+, in (\S+)')
 _VARYING: Final = re.compile(r"'[^']*'|\"[^\"]*\"|\b[0-9a-fA-F]{8}-[0-9a-fA-F-]{27}\b|\b0x[0-9a-fA-F]+\b|\d+")
 
 
-def letter_of(
-    names: Names, properties: Any, routing_key: str, body: bytes, now: datetime, groups: Mapping[str, str]
-) -> NewLetter:
+def letter_of(names: Names, properties: Any, body: bytes, now: datetime, groups: Mapping[str, str]) -> NewLetter:
     """The row of a message. ``properties`` are AMQP's, ``groups`` names the group of a job type."""
     headers: dict[str, Any] = plain(properties.headers or {})
     death = _death(headers)
     queue = _text(headers.get(envelope.ORIGIN_QUEUE)) or _text(death.get("queue"))
-    job_type = _text(properties.message_type) or _of_queue(names, queue) or _text(routing_key) or "unknown"
+    job_type = _text(properties.type) or _name(_of_queue(names, queue)) or "unknown"
     died_at = _moment(headers.get(envelope.DIED_AT)) or _moment(death.get("time"))
     message_id = _text(properties.message_id)
-    key = _key(message_id, headers.get(envelope.DIED_AT) or death.get("time"), queue, body)
-    error, message = _text(headers.get(envelope.ERROR)), _text(headers.get(envelope.ERROR_MESSAGE))
+    key = _key(message_id, died_at, headers.get(envelope.DIED_AT) or death.get("time"), queue, body)
+    error, message = _name(headers.get(envelope.ERROR)), _text(headers.get(envelope.ERROR_MESSAGE))
     traceback = _text(headers.get(envelope.TRACEBACK))
     return NewLetter(
         message_key=key,
@@ -43,7 +43,7 @@ def letter_of(
         job_type=job_type,
         group_name=groups.get(job_type),
         queue=queue,
-        reason=_text(headers.get(envelope.REASON)) or _reason(death),
+        reason=_name(headers.get(envelope.REASON)) or _reason(death),
         error=error,
         message=message,
         traceback=traceback,
@@ -56,7 +56,7 @@ def letter_of(
         correlation_id=_text(properties.correlation_id),
         content_type=_text(properties.content_type),
         content_encoding=_text(properties.content_encoding),
-        headers=headers,
+        headers={name: value for name, value in headers.items() if name != envelope.TRACEBACK},  # it has a column
         fingerprint=fingerprint(job_type, error, message, traceback),
         replays=_number(headers.get(envelope.REPLAY)) or 0,
         replaces=_text(headers.get(envelope.REPLACES)),
@@ -92,11 +92,19 @@ def plain(value: Any) -> Any:
 
 
 def _clean(text: str) -> str:
+    if text.isascii() and "\0" not in text:
+        return text
     return text.replace("\0", "\ufffd").encode(errors="backslashreplace").decode()
 
 
 def _text(value: Any) -> str | None:
     return None if value is None or value == "" else _clean(str(value))
+
+
+def _name(value: Any) -> str | None:
+    """A text that is searched for: an index takes no long ones."""
+    text = _text(value)
+    return text and text[:_LONGEST_NAME]
 
 
 def _number(*values: Any) -> int | None:
@@ -122,7 +130,7 @@ def _death(headers: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _reason(death: Mapping[str, Any]) -> str | None:
-    reason = _text(death.get("reason"))
+    reason = _name(death.get("reason"))
     return WORKER_LOST if reason == "delivery_limit" else reason
 
 
@@ -131,6 +139,12 @@ def _of_queue(names: Names, queue: str | None) -> str | None:
     return queue.removeprefix(prefix) if queue and queue.startswith(prefix) else None
 
 
-def _key(message_id: str | None, died_at: Any, queue: str | None, body: bytes) -> str:
-    told = "\0".join((message_id or "", str(died_at or ""), queue or ""))
-    return hashlib.sha256(told.encode() + b"\0" + hashlib.sha256(body).digest()).hexdigest()
+def _key(message_id: str | None, died_at: datetime | None, told_at: Any, queue: str | None, body: bytes) -> str:
+    """The same for the same message. It begins with the time of death: new keys come last in their index."""
+    told = "\0".join((message_id or "", str(told_at or ""), queue or ""))
+    digest = hashlib.sha256(told.encode() + b"\0" + hashlib.sha256(body).digest()).hexdigest()[:32]
+    return f"{_milliseconds(died_at):012x}-{digest}"
+
+
+def _milliseconds(moment: datetime | None) -> int:
+    return 0 if moment is None else max(0, (moment - _EPOCH) // timedelta(milliseconds=1))

@@ -8,8 +8,10 @@ from typing import Protocol
 
 from consumers.dead_letter_recorder import DeadLetterRecorder
 from consumers.event_recorder import EventRecorder
-from consumers.job_retention import JobRetention
+from consumers.rounds import Rounds
+from consumers.upkeep import EVERY, clean_up, take_stock
 from store.engine import Database
+from store.retention import Retention
 from topology.settings import Settings
 
 
@@ -56,8 +58,11 @@ class Recorder:
 
 def default_parts(settings: Settings, database: Database) -> tuple[Part, ...]:
     """What ``hareline recorder`` runs."""
+    retention = Retention.of(settings)
+    groups: dict[str, str] = {}  # a dead letter does not say of which group its job type is, the reports do
     return (
-        EventRecorder(settings, database),
-        DeadLetterRecorder(settings, database),
-        JobRetention(settings, database),
+        EventRecorder(settings, database, groups=groups),
+        DeadLetterRecorder(settings, database, groups=groups),
+        Rounds(lambda: clean_up(database, retention), EVERY),
+        Rounds(lambda: take_stock(database), EVERY),
     )

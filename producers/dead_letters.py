@@ -6,11 +6,12 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from store import dead_letters as rows
+from store import replays
 from store.client import Clock, StoreClient, utc_now
 from store.dead_letters import (
     DEAD,
@@ -22,6 +23,7 @@ from store.dead_letters import (
     Filters,
 )
 from store.engine import Database
+from store.recovery import persistently
 from topology.contract import JobType
 from topology.duration import ago
 from topology.envelope import new_id
@@ -31,10 +33,19 @@ from topology.text import expect_storable, shown
 
 __all__ = ["DeadLetter", "DeadLetterGroup", "DeadLetterPage", "DeadLetterStats", "DeadLetters", "Filters"]
 
+T = TypeVar("T")
+
 LARGEST_PAGE: Final = 1000
 RETENTION: Final = timedelta(days=30)
 _CHUNK: Final = 2000
 _CLEAN: Final = 1000
+_IN_FLIGHT: Final = 10_000
+"""Ids that a watch looks back: of several recorders, one may commit lower ids later than another its higher ones."""
+_LAST_CHUNK: Final = 10.0
+"""Seconds that the chunk under way may take when a replay is cancelled."""
+
+
+Progress = Callable[[int], None] | None
 
 
 class DeadLetters(StoreClient):
@@ -84,10 +95,38 @@ class DeadLetters(StoreClient):
         async with self._reading() as connection:
             return await rows.latest_id(connection)
 
-    async def recorded_after(self, letter_id: int) -> Sequence[DeadLetter]:
-        """Up to a thousand with higher ids, in their order."""
+    async def watch(
+        self, *, every: float = 1.0, on_ready: Callable[[], None] = lambda: None
+    ) -> AsyncIterator[DeadLetter]:
+        """Dead letters as they are recorded from now on, for ever. Looks ``every`` so many seconds.
+
+        ``on_ready`` is called when it is known what is new.
+        Raises DatabaseUnavailable if the database is away at the start; waits for one that goes away later.
+        """
         async with self._reading() as connection:
-            return await rows.recorded_after(connection, letter_id)
+            latest = await rows.latest_id(connection)
+            seen = set(await rows.ids_after(connection, latest - _IN_FLIGHT))
+        on_ready()
+        while True:
+
+            async def look(after: int = latest - _IN_FLIGHT) -> list[int]:
+                async with self._reading() as connection:
+                    return await rows.ids_after(connection, after)
+
+            ids = await persistently("the watch", look)
+            fresh = [letter_id for letter_id in ids if letter_id not in seen]
+            for start in range(0, len(fresh), LARGEST_PAGE):
+                for letter in await self._fetched(fresh[start : start + LARGEST_PAGE]):
+                    yield letter
+            seen, latest = set(ids), max([latest, *ids])
+            await asyncio.sleep(every)
+
+    async def _fetched(self, ids: Sequence[int]) -> Sequence[DeadLetter]:
+        async def fetch() -> Sequence[DeadLetter]:
+            async with self._reading() as connection:
+                return await rows.by_ids(connection, ids)
+
+        return await persistently("the watch", fetch)
 
     async def stats(self) -> DeadLetterStats:
         """Total, by queue, by type, of the last 24 hours, and when the oldest died."""
@@ -105,14 +144,14 @@ class DeadLetters(StoreClient):
         *,
         rate: float | None = None,
         dry_run: bool = False,
-        progress: Callable[[int], None] | None = None,
+        progress: Progress = None,
     ) -> int:
         """Replays dead letters by id, or all that match; returns how many. ``rate`` is the most in a second.
 
         Mark and outbox row are one transaction: each is published exactly once by the relay, whatever crashes.
         Letters that are not dead (any more) are left out; unknown ids raise NotFound before anything is done. All
         that match: in chunks, of what was there at the beginning; ended half-way, the same call goes on with what
-        is left. ``progress`` is called with the number of each chunk.
+        is left. ``progress`` is called with the number of each chunk, also of the one under way when it is cancelled.
         """
         if rate is not None and not 0 < rate < math.inf:
             raise OptionInvalid(f"rate is {rate}: a number above zero, of letters in a second, is needed")
@@ -120,41 +159,50 @@ class DeadLetters(StoreClient):
         if isinstance(which, Filters):
             return await self._replay_all(_dead(which), rate, chunk, dry_run, progress)
         ids = list(dict.fromkeys(map(_checked_id, which)))
-        dead = [letter.id for letter in [await self.get(letter_id) for letter_id in ids] if letter.status == DEAD]
+        async with self._reading() as connection:
+            found = await rows.statuses(connection, ids)
+        dead = [letter_id for letter_id in ids if found[letter_id] == DEAD]
         if dry_run:
             return len(dead)
         total, began = 0, time.monotonic()
         for start in range(0, len(dead), chunk):
             await _pace(total, rate, began)
-            async with self._transaction() as connection:
-                number = len(await rows.replay(connection, dead[start : start + chunk], self._clock()))
-            total += number
-            if progress is not None:
-                progress(number)
+            total += await _to_the_end(self._replay_some(dead[start : start + chunk], progress))
         return total
 
+    async def _replay_some(self, ids: Sequence[int], progress: Progress) -> int:
+        async with self._transaction() as connection:
+            number = len(await replays.replay(connection, ids, self._clock()))
+        if progress is not None:
+            progress(number)
+        return number
+
     async def _replay_all(
-        self, filters: Filters, rate: float | None, chunk: int, dry_run: bool, progress: Callable[[int], None] | None
+        self, filters: Filters, rate: float | None, chunk: int, dry_run: bool, progress: Progress
     ) -> int:
         async with self._reading() as connection:
             if dry_run:
                 return await rows.count(connection, filters)
             # What dies again meanwhile is not replayed again: that would never end.
             last = await rows.latest_id(connection)
-        after = 0
+        after: int | None = 0
         total, began = 0, time.monotonic()
-        while True:
+        while after is not None:
             await _pace(total, rate, began)
-            async with self._transaction() as connection:
-                number, highest = await rows.replay_chunk(
-                    connection, filters, self._clock(), after=after, last=last, limit=chunk
-                )
-            if highest is None:
-                return total
-            after = highest
+            number, after = await _to_the_end(self._replay_chunk(filters, after, last, chunk, progress))
             total += number
-            if progress is not None:
-                progress(number)
+        return total
+
+    async def _replay_chunk(
+        self, filters: Filters, after: int, last: int, limit: int, progress: Progress
+    ) -> tuple[int, int | None]:
+        async with self._transaction() as connection:
+            number, highest = await replays.replay_chunk(
+                connection, filters, self._clock(), after=after, last=last, limit=limit
+            )
+        if progress is not None and highest is not None:
+            progress(number)
+        return number, highest
 
     async def edit(self, letter_id: int, payload: Any) -> str:
         """Replays the dead letter with another payload, as a new job that names the old; returns the new job's id.
@@ -165,7 +213,7 @@ class DeadLetters(StoreClient):
         body = self._encoded(letter.type, payload)
         job_id = new_id()
         async with self._transaction() as connection:
-            done = await rows.replace(connection, letter_id, body, job_id, self._clock())
+            done = await replays.replace(connection, letter_id, body, job_id, self._clock())
         if done is None:
             now = await self.get(letter_id)
             raise NotFound(f"dead letter {letter_id} is {now.status}: only a dead one can be edited")
@@ -186,10 +234,10 @@ class DeadLetters(StoreClient):
 
     async def discard(self, ids: Sequence[int]) -> int:
         """Puts dead letters away until `clean` deletes them; returns how many were dead. Unknown ids raise NotFound."""
-        for letter_id in ids:
-            await self.get(letter_id)
+        ids = list(dict.fromkeys(map(_checked_id, ids)))
         async with self._transaction() as connection:
-            return len(await rows.discard(connection, list(ids)))
+            await rows.statuses(connection, ids)
+            return len(await rows.discard(connection, ids))
 
     async def clean(self, older_than: timedelta = RETENTION) -> int:
         """Deletes what died longer ago than that, in small transactions; returns how many."""
@@ -202,6 +250,17 @@ class DeadLetters(StoreClient):
             total += number
             if number < _CLEAN:
                 return total
+
+
+async def _to_the_end(chunk: Coroutine[Any, Any, T]) -> T:
+    """A chunk is either done and counted, or not begun: a cancel waits for the one under way."""
+    task = asyncio.ensure_future(chunk)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task}, timeout=_LAST_CHUNK)
+        task.cancel()
+        raise
 
 
 async def _pace(done: int, rate: float | None, began: float) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Final, cast
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -30,10 +30,6 @@ _LONGEST_SLEEP: Final = 0.5
 """Seconds until new schedules and released ones are looked for."""
 _LAST_ROUND: Final = 5.0
 """Seconds for the round under way when the scheduler is asked to stop."""
-_CLEAN_EVERY: Final = 300.0
-_CLEAN_BATCH: Final = 5_000
-RETENTION: Final = timedelta(days=7)
-"""So long the occurrences are kept that were issued; a backfill of older times would issue them again."""
 
 Claim = Callable[[AsyncConnection, datetime, int], Awaitable[list[DueSchedule]]]
 
@@ -50,7 +46,6 @@ class Scheduler:
         self._database = database
         self._clock = clock or (lambda: datetime.now(UTC))
         self._stopping = asyncio.Event()
-        self._cleaned = -_CLEAN_EVERY
         self._looked = -_LONGEST_SLEEP
 
     async def run(self) -> None:
@@ -87,15 +82,9 @@ class Scheduler:
             rows += await self._round(schedule_queue.claim_released)
         return rows
 
-    async def clean(self) -> int:
-        """Forgets some of the occurrences that are older than `RETENTION`; returns how many."""
-        async with self._database.transaction() as connection:
-            return await schedule_queue.clean(connection, self._clock() - RETENTION, _CLEAN_BATCH)
-
     async def _work(self) -> None:
         while not self._stopping.is_set():
             rows = await persistently("the scheduler", self.issue_due)
-            await self._clean_sometimes()
             pause = 0.0 if rows >= BATCH else await persistently("the scheduler", self._pause)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), pause)
@@ -121,13 +110,6 @@ class Scheduler:
         if due is None:
             return _LONGEST_SLEEP
         return min(max((due - self._clock()).total_seconds(), _PACE), _LONGEST_SLEEP)
-
-    async def _clean_sometimes(self) -> None:
-        now = asyncio.get_running_loop().time()
-        if now - self._cleaned >= _CLEAN_EVERY:
-            gone = await persistently("the scheduler", self.clean)
-            if gone < _CLEAN_BATCH:
-                self._cleaned = now
 
 
 def plan(schedule: DueSchedule, now: datetime, limit: int = MOST_AT_ONCE) -> Advance:

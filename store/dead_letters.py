@@ -7,32 +7,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
-from sqlalchemy import ARRAY, ColumnElement, Row, Text, cast, delete, func, insert, literal, select, tuple_, update
-from sqlalchemy.dialects.postgresql import JSONB, array
+from sqlalchemy import ColumnElement, Row, delete, func, literal, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from store import outbox
 from store.cursors import decode_cursor, encode_cursor
+from store.rowset import as_rows, hexed, rowset
 from store.tables import dead_letters
-from store.tables import outbox as outbox_table
 from topology.duration import ago
-from topology.envelope import BROKER, FAILURE, REPLACES, REPLAY
 from topology.errors import CursorInvalid, NotFound
 
 DEAD: Final = "dead"
 REPLAYED: Final = "replayed"
 DISCARDED: Final = "discarded"
 STATUSES: Final = (DEAD, REPLAYED, DISCARDED)
-ORIGIN: Final = "replay"
 
-_PAST: Final = (*FAILURE, *BROKER)
-_CHUNK: Final = 500
+_DAY: Final = timedelta(hours=24)
+CHUNK: Final = 500
+"""Ids in one statement."""
 _t: Final = dead_letters.c
 
 
@@ -62,6 +59,10 @@ class NewLetter:
     fingerprint: str
     replays: int
     replaces: str | None
+
+
+_NEW: Final = tuple(field.name for field in fields(NewLetter))
+_KEY: Final = ("message_key",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,39 +172,57 @@ async def record(connection: AsyncConnection, letters: Sequence[NewLetter], now:
     """Adds ``letters``; one whose ``message_key`` is there already changes nothing."""
     if not letters:
         return
-    kind = postgresql_insert if connection.dialect.name == "postgresql" else sqlite_insert
-    statement = kind(dead_letters).on_conflict_do_nothing(index_elements=["message_key"])
+    names = [*_NEW, "recorded_at", "status"]
+    told = {"recorded_at": now, "status": DEAD}
     # In the order of their keys, so that two recorders that hold the same letters do not lock each other out.
-    rows = [asdict(letter) | {"recorded_at": now, "status": DEAD} for letter in letters]
-    await connection.execute(statement, sorted(rows, key=lambda row: str(row["message_key"])))
+    ordered = sorted(letters, key=lambda letter: letter.message_key)
+    rows: list[dict[str, Any]] = [{name: getattr(letter, name) for name in _NEW} | told for letter in ordered]
+    if connection.dialect.name != "postgresql":
+        await connection.execute(sqlite_insert(dead_letters).on_conflict_do_nothing(index_elements=_KEY), rows)
+        return
+    for row in rows:
+        row["body"] = hexed(row["body"])
+    insertion = postgresql_insert(dead_letters).from_select(names, rowset(dead_letters, names))
+    await connection.execute(insertion.on_conflict_do_nothing(index_elements=_KEY), {"rows": as_rows(rows)})
 
 
 async def page(
     connection: AsyncConnection, filters: Filters, limit: int = 100, cursor: str | None = None
 ) -> DeadLetterPage:
-    """The latest first. Raises CursorInvalid for a cursor of other filters, or none of ours."""
-    listing = f"dead letters {json.dumps(asdict(filters), default=str)}"
-    clauses = filters.clauses()
+    """The latest first. Raises CursorInvalid for a cursor of other filters, or none of ours.
+
+    The ``since`` of the first page holds for the pages after it, whatever theirs is: "2h ago" has moved on by then.
+    """
+    listing = f"dead letters {json.dumps(asdict(filters) | {'since': None})}"
+    place: list[ColumnElement[bool]] = []
     if cursor is not None:
-        clauses.append(tuple_(_t.died_at, _t.id) < _position(listing, cursor))
+        since, position = _position(decode_cursor(listing, cursor))
+        if since is None and filters.since is not None:
+            raise CursorInvalid("this cursor is of a listing without 'since': begin again without the cursor")
+        filters = replace(filters, since=since)
+        place.append(tuple_(_t.died_at, _t.id) < position)
+    clauses = [*filters.clauses(), *place]
     found: list[DeadLetter] = []
     # One query for each status: every index has the status before the time.
     for status in STATUSES if filters.status is None else (filters.status,):
         query = select(dead_letters).where(_t.status == status, *clauses)
         query = query.order_by(_t.died_at.desc(), _t.id.desc()).limit(limit + 1)
-        found += map(_letter, (await connection.execute(query)).all())
+        found += map(letter_of_row, (await connection.execute(query)).all())
     found.sort(key=lambda letter: (letter.died_at, letter.id), reverse=True)
     if len(found) <= limit:
         return DeadLetterPage(tuple(found), None)
-    last = found[limit - 1]
-    return DeadLetterPage(tuple(found[:limit]), encode_cursor(listing, [last.died_at.isoformat(), last.id]))
+    last, since = found[limit - 1], filters.since
+    following = [last.died_at.isoformat(), last.id, since and since.isoformat()]
+    return DeadLetterPage(tuple(found[:limit]), encode_cursor(listing, following))
 
 
-def _position(listing: str, cursor: str) -> Any:
-    position = decode_cursor(listing, cursor)
+def _position(position: list[Any]) -> tuple[datetime | None, Any]:
     try:
-        died_at, row = position
-        return tuple_(literal(datetime.fromisoformat(died_at), _t.died_at.type), literal(int(row), _t.id.type))
+        died_at, row, since = position
+        return (
+            None if since is None else datetime.fromisoformat(since),
+            tuple_(literal(datetime.fromisoformat(died_at), _t.died_at.type), literal(int(row), _t.id.type)),
+        )
     except (TypeError, ValueError):
         raise CursorInvalid("this cursor is damaged: take it from 'next' of the page before") from None
 
@@ -212,8 +231,21 @@ async def get(connection: AsyncConnection, letter_id: int) -> DeadLetter:
     """One by its id. Raises NotFound."""
     row = (await connection.execute(select(dead_letters).where(_t.id == letter_id))).one_or_none()
     if row is None:
-        raise NotFound(f"there is no dead letter {letter_id}: `hareline dlq list` shows the ids")
-    return _letter(row)
+        _missing(letter_id)
+    return letter_of_row(row)
+
+
+async def statuses(connection: AsyncConnection, ids: Sequence[int]) -> dict[int, str]:
+    """The status of each of ``ids``, in their order. Raises NotFound for one that is not there."""
+    found: dict[int, str] = {}
+    for start in range(0, len(ids), CHUNK):
+        query = select(_t.id, _t.status).where(_t.id.in_(ids[start : start + CHUNK]))
+        found.update((row.id, row.status) for row in await connection.execute(query))
+    return {letter_id: found[letter_id] if letter_id in found else _missing(letter_id) for letter_id in ids}
+
+
+def _missing(letter_id: int) -> NoReturn:
+    raise NotFound(f"there is no dead letter {letter_id}: `hareline dlq list` shows the ids")
 
 
 async def count(connection: AsyncConnection, filters: Filters, *, upto: int | None = None) -> int:
@@ -235,10 +267,15 @@ async def latest_id(connection: AsyncConnection) -> int:
     return int((await connection.execute(select(func.coalesce(func.max(_t.id), 0)))).scalar_one())
 
 
-async def recorded_after(connection: AsyncConnection, letter_id: int, limit: int = 1000) -> list[DeadLetter]:
-    """Those with higher ids, in the order of their ids."""
-    query = select(dead_letters).where(_t.id > letter_id).order_by(_t.id).limit(limit)
-    return [_letter(row) for row in await connection.execute(query)]
+async def ids_after(connection: AsyncConnection, letter_id: int) -> list[int]:
+    """Ids that are higher, in their order."""
+    return list((await connection.execute(select(_t.id).where(_t.id > letter_id).order_by(_t.id))).scalars())
+
+
+async def by_ids(connection: AsyncConnection, ids: Sequence[int]) -> list[DeadLetter]:
+    """Those of ``ids`` that are there, in the order of their ids."""
+    query = select(dead_letters).where(_t.id.in_(ids)).order_by(_t.id)
+    return [letter_of_row(row) for row in await connection.execute(query)]
 
 
 async def stats(connection: AsyncConnection, now: datetime) -> DeadLetterStats:
@@ -250,10 +287,15 @@ async def stats(connection: AsyncConnection, now: datetime) -> DeadLetterStats:
     for queue, job_type, number, _ in rows:
         by_queue[queue or ""] = by_queue.get(queue or "", 0) + number
         by_type[job_type] = by_type.get(job_type, 0) + number
-    recent = await count(connection, Filters(since=now - timedelta(hours=24)))
+    recent = await count(connection, Filters(since=now - _DAY))
     return DeadLetterStats(
         sum(by_type.values()), by_queue, by_type, recent, min((row[3] for row in rows), default=None)
     )
+
+
+async def totals(connection: AsyncConnection, now: datetime) -> tuple[int, int]:
+    """How many are dead, and how many of these died within the last 24 hours."""
+    return await count(connection, Filters()), await count(connection, Filters(since=now - _DAY))
 
 
 async def groups(connection: AsyncConnection, filters: Filters, limit: int = 100) -> list[DeadLetterGroup]:
@@ -275,107 +317,27 @@ async def groups(connection: AsyncConnection, filters: Filters, limit: int = 100
     ]
 
 
-async def replay(connection: AsyncConnection, ids: Sequence[int], now: datetime) -> list[int]:
-    """Marks those of ``ids`` that are dead and puts their jobs into the outbox; returns which.
-
-    Of two callers one gets a letter: the other waits for the first one's transaction, and then leaves it out.
-    """
-    done: list[int] = []
-    for start in range(0, len(ids), _CHUNK):
-        chosen = update(dead_letters).where(_t.id.in_(ids[start : start + _CHUNK]), _t.status == DEAD)
-        letters = [_letter(row) for row in await connection.execute(chosen.values(_mark(now)).returning(dead_letters))]
-        await outbox.add(connection, [_row(letter) for letter in letters])
-        done += [letter.id for letter in letters]
-    return done
-
-
-async def replay_chunk(
-    connection: AsyncConnection, filters: Filters, now: datetime, *, after: int, last: int, limit: int
-) -> tuple[int, int | None]:
-    """Replays up to ``limit`` of the dead ones with ids above ``after``, up to ``last``; returns (how many, last id).
-
-    The id is None when there are no more. What another replay holds at this moment is left to it.
-    """
-    which = select(_t.id).where(_t.id > after, _t.id <= last, _t.status == DEAD, *filters.clauses())
-    which = which.order_by(_t.id).limit(limit)
-    if connection.dialect.name != "postgresql":
-        ids = list((await connection.execute(which)).scalars())
-        return len(await replay(connection, ids, now)), ids[-1] if ids else None
-    chosen = which.with_for_update(skip_locked=True).cte("chosen")
-    marked = update(dead_letters).where(_t.id.in_(select(chosen.c.id))).values(_mark(now))
-    moved = marked.returning(dead_letters).cte("moved")
-    headers = moved.c.headers.op("-")(cast(array(list(_PAST)), ARRAY(Text)))
-    headers = headers.op("||")(func.jsonb_build_object(cast(REPLAY, Text), moved.c.replays))
-    columns = {
-        "job_id": moved.c.job_id,
-        "job_type": moved.c.job_type,
-        "group_name": moved.c.group_name,
-        "body": moved.c.body,
-        "priority": moved.c.priority,
-        "correlation_id": moved.c.correlation_id,
-        "headers": cast(headers, JSONB),
-        "origin": literal(ORIGIN),
-        "created_at": literal(now, _t.replayed_at.type),
-    }
-    issued = insert(outbox_table).from_select(list(columns), select(*columns.values()).order_by(moved.c.id))
-    query = select(func.count(), func.max(moved.c.id)).add_cte(issued.cte("issued"))
-    number, highest = (await connection.execute(query)).one()
-    return number, highest
-
-
-async def replace(
-    connection: AsyncConnection, letter_id: int, body: bytes, job_id: str, now: datetime
-) -> DeadLetter | None:
-    """Marks the dead letter as replayed by the new job ``job_id`` with ``body``; None if it is not dead any more."""
-    values = _mark(now) | {"replay_job_id": job_id}
-    query = update(dead_letters).where(_t.id == letter_id, _t.status == DEAD).values(values)
-    row = (await connection.execute(query.returning(dead_letters))).one_or_none()
-    if row is None:
-        return None
-    letter = _letter(row)
-    headers = {name: value for name, value in letter.headers.items() if name not in {*_PAST, REPLAY}}
-    await outbox.add(connection, [_row(letter, job_id, body, headers | {REPLACES: letter.job_id})])
-    return letter
-
-
 async def discard(connection: AsyncConnection, ids: Sequence[int]) -> list[int]:
     """Puts the dead ones of ``ids`` away; returns which."""
     done: list[int] = []
-    for start in range(0, len(ids), _CHUNK):
-        chosen = update(dead_letters).where(_t.id.in_(ids[start : start + _CHUNK]), _t.status == DEAD)
+    for start in range(0, len(ids), CHUNK):
+        chosen = update(dead_letters).where(_t.id.in_(ids[start : start + CHUNK]), _t.status == DEAD)
         done += (await connection.execute(chosen.values(status=DISCARDED).returning(_t.id))).scalars()
     return done
 
 
 async def clean(connection: AsyncConnection, before: datetime, limit: int) -> int:
-    """Deletes up to ``limit`` letters that died before then, whatever their status; returns how many."""
+    """Deletes up to ``limit`` letters that died before then, whatever their status; returns how many.
+
+    One that is being replayed at this moment is left for the next time.
+    """
     old = select(_t.id).where(_t.died_at < before).order_by(_t.died_at, _t.id).limit(limit)
+    old = old.with_for_update(skip_locked=True)
     return (await connection.execute(delete(dead_letters).where(_t.id.in_(old)))).rowcount
 
 
-def _mark(now: datetime) -> dict[str, Any]:
-    return {"status": REPLAYED, "replays": _t.replays + 1, "replayed_at": now, "replay_job_id": _t.job_id}
-
-
-def _row(
-    letter: DeadLetter, job_id: str | None = None, body: bytes | None = None, headers: Mapping[str, Any] | None = None
-) -> outbox.OutboxRow:
-    if headers is None:
-        headers = {name: value for name, value in letter.headers.items() if name not in _PAST}
-        headers = {**headers, REPLAY: letter.replays}
-    return outbox.OutboxRow(
-        job_id=job_id or letter.job_id,
-        job_type=letter.type,
-        body=letter.body if body is None else body,
-        origin=ORIGIN,
-        priority=letter.priority,
-        correlation_id=letter.correlation_id,
-        headers=headers,
-        group_name=letter.group,
-    )
-
-
-def _letter(row: Row[Any]) -> DeadLetter:
+def letter_of_row(row: Row[Any]) -> DeadLetter:
+    """What a row of the table says."""
     values = dict(row._mapping)  # noqa: SLF001 - the public name of a Row's mapping
     del values["message_key"]
     body = bytes(values.pop("body"))

@@ -18,14 +18,12 @@ from sqlalchemy import (
     bindparam,
     case,
     cast,
-    delete,
     exists,
     extract,
     func,
     not_,
     or_,
     select,
-    tuple_,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
@@ -122,14 +120,6 @@ async def next_due(connection: AsyncConnection) -> datetime | None:
         await connection.execute(select(func.min(schedules.c.next_run_at)).where(schedules.c.status == "active"))
     ).scalar_one()
     return moment
-
-
-async def clean(connection: AsyncConnection, before: datetime, limit: int) -> int:
-    """Forgets at most ``limit`` occurrences that were issued before; returns how many."""
-    old = tuple_(occurrences.c.schedule_id, occurrences.c.due_at)
-    some = select(occurrences.c.schedule_id, occurrences.c.due_at).where(occurrences.c.issued_at < before).limit(limit)
-    done = await connection.execute(delete(occurrences).where(old.in_(some)))
-    return done.rowcount
 
 
 _COLUMNS: Final = tuple(schedules.c[name] for name in DueSchedule.__slots__ if name != "busy")

@@ -261,8 +261,9 @@ async def clean(connection: AsyncConnection, before: datetime, limit: int) -> in
 
     One that is declared in code stays: that it was cancelled must be known when it is declared again.
     """
-    ended_long_ago = and_(schedules.c.status.in_((DONE, CANCELLED)), schedules.c.updated_at < before)
-    old = select(schedules.c.id).where(ended_long_ago, schedules.c.source != FROM_CODE).limit(limit)
+    over = and_(schedules.c.status.in_((DONE, CANCELLED)), schedules.c.next_run_at.is_(None))
+    over = and_(over, schedules.c.updated_at < before, schedules.c.source != FROM_CODE)
+    old = select(schedules.c.id).where(over).limit(limit).with_for_update(skip_locked=True)
     return (await connection.execute(delete(schedules).where(schedules.c.id.in_(old)))).rowcount
 
 

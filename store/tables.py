@@ -116,6 +116,12 @@ schedules: Final = Table(
     Index("ix_hareline_schedules_list", "job_type", "next_run_at"),
     Index("ix_hareline_schedules_group", "group_name"),
     Index(
+        "ix_hareline_schedules_ended",
+        "updated_at",
+        postgresql_where=text("next_run_at IS NULL"),
+        sqlite_where=text("next_run_at IS NULL"),
+    ),
+    Index(
         "ix_hareline_schedules_buffered",
         "buffered_at",
         postgresql_where=text("buffered_at IS NOT NULL"),
@@ -226,7 +232,6 @@ dead_letters: Final = Table(
     Index("ix_hareline_dead_letters_group", "group_name", "status", "died_at", "id"),
     Index("ix_hareline_dead_letters_fingerprint", "fingerprint", "status", "died_at", "id"),
     Index("ix_hareline_dead_letters_died_at", "died_at", "id"),
-    Index("ix_hareline_dead_letters_job", "job_id"),
     sqlite_autoincrement=True,
 )
 """The dead-letter desk. ``status`` is dead, replayed or discarded; ``message_key`` tells a redelivery from a new one.

@@ -41,6 +41,7 @@ class Settings:
     inbox_retention: float = 7 * 86400.0
     jobs_done_retention: float = 7 * 86_400.0
     jobs_failed_retention: float = 30 * 86_400.0
+    dead_retention: float = 30 * 86_400.0
     log_level: str = "INFO"
     extra: Mapping[str, str] = field(default_factory=dict)
 
@@ -74,6 +75,7 @@ class Settings:
             report=env.get("HARELINE_REPORT", "on").lower() not in {"off", "0", "false", "no"},
             jobs_done_retention=_seconds(env, "HARELINE_JOBS_DONE_RETENTION", 7 * 86_400.0),
             jobs_failed_retention=_seconds(env, "HARELINE_JOBS_FAILED_RETENTION", 30 * 86_400.0),
+            dead_retention=_seconds(env, "HARELINE_DEAD_RETENTION", 30 * 86_400.0),
             inbox_retention=_seconds(env, "HARELINE_INBOX_RETENTION", 7 * 86400.0),
             log_level=env.get("HARELINE_LOG_LEVEL", "INFO").upper(),
             extra=dict(env),

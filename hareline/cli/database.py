@@ -9,8 +9,10 @@ import sys
 import click
 
 from hareline.cli.enqueue import AgeOption
-from store import inbox, schema
+from store import schema
 from store.engine import Database, shown
+from store.retention import Retention
+from store.retention import clean as remove_old
 from topology.settings import Settings
 
 
@@ -58,27 +60,32 @@ Examples:
   hareline db clean --older-than 30d --json
 """
 )
-@click.option("--older-than", type=AgeOption(), help="Without it: HARELINE_INBOX_RETENTION, 7d by default.")
-@click.option("--json", "as_json", is_flag=True, help='Print {"inbox", "keys", "occurrences"}: rows removed of each.')
+@click.option("--older-than", type=AgeOption(), help="For all of them, instead of the settings' times.")
+@click.option(
+    "--json", "as_json", is_flag=True, help='Print {"jobs": N, "dead_letters": N, ...}: rows removed of each.'
+)
 def clean(older_than: float | None, as_json: bool) -> None:
-    """Remove old rows of the inbox, of the keys of jobs, and of the occurrences of schedules.
+    """Remove what has been kept long enough. `hareline recorder` does the same, every minute.
 
-    What is removed is forgotten: a job that is delivered again after that runs again. In small transactions; safe to
-    stop, to repeat, and while workers run.
+    Jobs in the log (HARELINE_JOBS_DONE_RETENTION, HARELINE_JOBS_FAILED_RETENTION), schedules that have ended
+    (HARELINE_JOBS_FAILED_RETENTION), dead letters (HARELINE_DEAD_RETENTION), and the inbox, the keys of jobs and the
+    occurrences of schedules (HARELINE_INBOX_RETENTION): what is forgotten of these runs again if it comes again. In
+    small transactions; safe to stop, to repeat, and while everything runs.
     """
     settings = Settings.from_env()
-    removed = asyncio.run(_clean(settings, settings.inbox_retention if older_than is None else older_than))
+    retention = Retention.of(settings) if older_than is None else Retention.for_all(older_than)
+    removed = asyncio.run(_clean(settings, retention))
     if as_json:
         click.echo(json.dumps(removed))
     else:
         click.echo("removed " + ", ".join(f"{count} of {table}" for table, count in removed.items()))
 
 
-async def _clean(settings: Settings, older_than: float) -> dict[str, int]:
+async def _clean(settings: Settings, retention: Retention) -> dict[str, int]:
     database = Database.from_settings(settings)
     try:
         await schema.verify(database)  # a database that is not there is an error here, not something to wait for
-        return await inbox.clean(database, older_than, progress=_show_progress)
+        return await remove_old(database, retention, progress=_show_progress)
     finally:
         await database.close()
 

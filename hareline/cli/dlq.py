@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -13,6 +14,7 @@ import click
 
 from hareline.cli.enqueue import AgeOption, read_json
 from hareline.cli.loading import load_app
+from hareline.cli.table import echo_table
 from producers.dead_letters import LARGEST_PAGE, DeadLetter, DeadLetters, Filters
 from store.dead_letters import DEAD, STATUSES
 from topology.settings import Settings
@@ -20,7 +22,8 @@ from topology.settings import Settings
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
-_WATCH: Final = 1.0
+_HEAD: Final = ("ID", "DIED", "TYPE", "STATUS", "ATTEMPTS", "REPLAYS", "ERROR", "MESSAGE")
+_INTERRUPTED: Final = 130
 _ALL: Final = "all"
 _RELAY: Final = "a running `hareline relay` publishes them"
 
@@ -76,22 +79,17 @@ def _ago(seconds: float) -> datetime:
 @_as_json
 def list_(status: str, limit: int, cursor: str | None, as_json: bool, since: float | None, **options: Any) -> None:
     """List dead letters, the latest first."""
-    # A page's cursor goes with its filters: "2h ago" must be the same moment on the next page.
-    after = None if since is None else _ago(since).replace(second=0, microsecond=0)
-    filters = Filters(since=None, status=None if status == _ALL else status, **options)
+    filters = _filters_of({**options, "since": since}, None if status == _ALL else status)
     page = _with(lambda desk: desk.list(filters, limit=limit, cursor=cursor))
-    # The latest come first, so the page at which the time is reached is the last one.
-    items = [letter for letter in page.items if after is None or letter.died_at >= after]
-    following = page.next if len(items) == len(page.items) else None
     if as_json:
-        click.echo(json.dumps({"items": [_as_item(letter) for letter in items], "next": following}))
+        click.echo(json.dumps({"items": [_as_item(letter) for letter in page.items], "next": page.next}))
         return
-    for letter in items:
-        click.echo(_line(letter))
-    if not items:
+    if page.items:
+        echo_table(_HEAD, map(_cells, page.items))
+    else:
         click.echo("no dead letters")
-    if following:
-        click.echo(f"more: --cursor {following}")
+    if page.next:
+        click.echo(f"more: --cursor {page.next}")
 
 
 @dlq.command(epilog="Example: hareline dlq show 17")
@@ -161,21 +159,35 @@ def replay(
     if bool(ids) == everything or (ids and any(value is not None for value in options.values())):
         raise click.UsageError("give either IDs, or --all and filters")
     which = list(ids) if ids else _filters_of(options)
+    matched = _with(lambda desk: desk.replay(which, rate=rate, dry_run=True))
+    if dry_run:
+        _echo_replayed(0, matched, as_json, dry_run=True)
+        return
+    bar = click.progressbar(length=matched, label="replaying", hidden=as_json)
+    done = 0
 
-    async def work(desk: DeadLetters) -> int:
-        if dry_run or as_json:
-            return await desk.replay(which, rate=rate, dry_run=dry_run)
-        expected = await desk.replay(which, rate=rate, dry_run=True)
-        with click.progressbar(length=expected, label="replaying") as bar:
-            return await desk.replay(which, rate=rate, progress=bar.update)
+    def count(number: int) -> None:
+        nonlocal done
+        done += number
+        bar.update(number)
 
-    number = _with(work)
+    try:
+        with bar:
+            _with(lambda desk: desk.replay(which, rate=rate, progress=count))
+    except KeyboardInterrupt:
+        _echo_replayed(done, matched, as_json)
+        click.echo("stopped: the same command goes on with what is left", err=True)
+        sys.exit(_INTERRUPTED)
+    _echo_replayed(done, matched, as_json)
+
+
+def _echo_replayed(done: int, matched: int, as_json: bool, *, dry_run: bool = False) -> None:
     if as_json:
-        click.echo(json.dumps({"replayed": 0 if dry_run else number, "matched": number, "dry_run": dry_run}))
+        click.echo(json.dumps({"replayed": done, "matched": matched, "dry_run": dry_run}))
     elif dry_run:
-        click.echo(f"{number:,} would be replayed")
+        click.echo(f"{matched:,} would be replayed")
     else:
-        click.echo(f"{number:,} replayed: {_RELAY}")
+        click.echo(f"{done:,} of {matched:,} replayed: {_RELAY}")
 
 
 @dlq.command(epilog='Example: hareline dlq edit 17 --payload \'{"to": "ada@example.org", "subject": "Hello"}\'')
@@ -218,13 +230,8 @@ def watch(as_json: bool) -> None:
     """Print dead letters as they are recorded, until Ctrl-C."""
 
     async def work(desk: DeadLetters) -> None:
-        last = await desk.latest_id()
-        click.echo("watching: Ctrl-C ends it", err=True)
-        while True:
-            for letter in await desk.recorded_after(last):
-                click.echo(json.dumps(_as_item(letter)) if as_json else _line(letter))
-                last = letter.id
-            await asyncio.sleep(_WATCH)
+        async for letter in desk.watch(on_ready=lambda: click.echo("watching: Ctrl-C ends it", err=True)):
+            click.echo(json.dumps(_as_item(letter)) if as_json else "  ".join(_cells(letter)))
 
     try:
         _with(work)
@@ -240,9 +247,12 @@ def _with(work: Callable[[DeadLetters], Awaitable[T]], job_types: Any = ()) -> T
     return asyncio.run(run())
 
 
-def _line(letter: DeadLetter) -> str:
+def _cells(letter: DeadLetter) -> tuple[str, ...]:
     first = "".join((letter.message or "").splitlines()[:1])[:80]
-    return f"{letter.id}  {_iso(letter.died_at)}  {letter.type}  {letter.error or letter.reason or '-'}  {first}"
+    died = letter.died_at.isoformat(timespec="seconds").replace("+00:00", "Z")
+    attempts = "-" if letter.attempts is None else str(letter.attempts)
+    error = letter.error or letter.reason or "-"
+    return str(letter.id), died, letter.type, letter.status, attempts, str(letter.replays), error, first
 
 
 def _as_item(letter: DeadLetter) -> dict[str, Any]:

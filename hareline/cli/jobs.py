@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from hareline.cli.enqueue import AgeOption
+from hareline.cli.table import echo_table
 from hareline.jobs import LARGEST_PAGE, AttemptRecord, JobRecord, Jobs, JobStats
 from store.joblog import STATUSES
 from topology.settings import Settings
@@ -62,10 +63,7 @@ def list_jobs(
     if not page.items:
         click.echo("no jobs")
         return
-    lines = [_HEAD, *(_cells(job) for job in page.items)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(_HEAD))]
-    for line in lines:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    echo_table(_HEAD, map(_cells, page.items))
     if page.next:
         click.echo(f"more: --cursor {page.next}")
 

@@ -21,7 +21,8 @@ def recorder() -> None:
 
     Any number may run. It applies nothing: the queues come from `hareline topology apply`, the tables from
     `hareline db upgrade`. Done jobs are kept for HARELINE_JOBS_DONE_RETENTION (default 7d), failed ones for
-    HARELINE_JOBS_FAILED_RETENTION (30d).
+    HARELINE_JOBS_FAILED_RETENTION (30d), dead letters for HARELINE_DEAD_RETENTION (30d), and the rows of the inbox,
+    of keys and of occurrences for HARELINE_INBOX_RETENTION (7d).
     """
     settings = Settings.from_env()
     run_service("the recorder", lambda database: Recorder(settings, database), settings)

@@ -35,19 +35,13 @@ app = App(job_types=[JobType("report.build", Report)])
 """
 
 
-class Properties(BasicProperties):
-    @property
-    def message_type(self) -> Any:
-        return self.type
-
-
 async def bury(url: str, number: int) -> None:
     now = datetime.now(UTC)
     letters = []
     for n in range(number):
         headers = {"hareline-died-at": now.isoformat(), "hareline-error": "ValueError", "hareline-error-message": "no"}
-        properties = Properties(message_id=f"job-{n}", type="report.build", headers=headers)
-        letters.append(letter_of(Names("t"), properties, "report.build", b'{"month": "x"}', now, {}))
+        properties = BasicProperties(message_id=f"job-{n}", type="report.build", headers=headers)
+        letters.append(letter_of(Names("t"), properties, b'{"month": "x"}', now, {}))
     async with opened(url) as database, database.transaction() as connection:
         await rows.record(connection, letters, now)
 
@@ -82,6 +76,11 @@ def test_an_operator_looks_edits_replays_and_discards(tmp_path: Path, sqlite_url
         page["items"][0]
     )
     one = str(page["items"][0]["id"])
+    head, *listed = run("list", "--since", "1h", "--status", "all").splitlines()
+    assert head.split() == ["ID", "DIED", "TYPE", "STATUS", "ATTEMPTS", "REPLAYS", "ERROR", "MESSAGE"]
+    assert [line.index("report.build") for line in listed] == [head.index("TYPE")] * 4
+    since = json.loads(run("list", "--since", "1h", "--limit", "3", "--json"))["next"]
+    assert len(json.loads(run("list", "--since", "1h", "--cursor", since, "--json"))["items"]) == 1
     following = ("list", "--type", "report.build", "--limit", "3", "--cursor")
     assert len(json.loads(run(*following, page["next"], "--json"))["items"]) == 1
     assert "cursor" in run(*following, page["next"][:-2] + "zz", code=1)

@@ -10,7 +10,6 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,14 @@ import pytest
 from sqlalchemy import func, select, text
 
 from consumers.event_recorder import EventRecorder
-from consumers.job_retention import JobRetention
 from hareline import Job, Jobs, Permanent, Retry, Transient
-from store import joblog
 from store.engine import Database
-from store.joblog import Merged
 from store.tables import attempts, jobs, reporters
 from tests.lab import Lab, Number, until
 from tests.postgres import Cluster
 from topology.envelope import notice
 from topology.errors import TopologyError
 from topology.publisher import Publisher
-from topology.settings import Settings
 
 pytestmark = pytest.mark.machine
 
@@ -63,8 +58,8 @@ async def press(lab: Lab) -> AsyncIterator[Press]:
 
 
 @asynccontextmanager
-async def recording(lab: Lab, database: Database) -> AsyncIterator[EventRecorder]:
-    recorder = EventRecorder(lab.settings, database)
+async def recording(lab: Lab, database: Database, **options: Any) -> AsyncIterator[EventRecorder]:
+    recorder = EventRecorder(lab.settings, database, **options)
     task = asyncio.create_task(recorder.run())
     try:
         yield recorder
@@ -107,9 +102,11 @@ async def test_what_waited_is_caught_up_with_and_nonsense_loops_never(
     await press.send(
         7, [["job.dead", "bad", "t", 0, 1, time.time(), 0.1, "E", {"message": "m"}], 5], "job.batch.failed"
     )
-    async with recording(lab, database) as recorder:
+    groups: dict[str, str] = {}
+    async with recording(lab, database, groups=groups) as recorder:
         await recorded(database, 501)
         await until(lambda: recorder.refused == 5, "nonsense is counted")
+    assert groups == {"t": "g"}
     assert await left(lab) == 0
     async with database.reading() as connection:
         row = (await connection.execute(select(reporters))).one()
@@ -257,29 +254,3 @@ async def test_from_enqueue_to_the_log(lab: Lab, press: Press, postgresql: Datab
     assert [[a.outcome for a in job.attempts] for job in found] == [["done"], ["retrying", "done"], ["dead"]]
     assert {(job.group, json.loads(job.payload or "")["n"]) for job in found} == {("sums", 0), ("sums", 1), ("sums", 2)}
     assert await log.status(later) == "scheduled"
-
-
-async def test_retention(database: Database) -> None:
-    """Done ones after 7 days, dead ones after 30, with their attempts; what is due later stays."""
-    now = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
-
-    def days_ago(days: float) -> float:
-        return (now - timedelta(days=days)).timestamp()
-
-    merged = Merged.empty()
-    merged.add(
-        [
-            *(["job.done", f"old{n}", "t", 0, 1, days_ago(8), 1.0, None, None] for n in range(1200)),
-            ["job.done", "new", "t", 0, 1, days_ago(6), 1.0, None, None],
-            ["job.dead", "dead-new", "t", 0, 1, days_ago(29), 1.0, "E", None],
-            ["job.dead", "dead-old", "t", 0, 1, days_ago(31), 1.0, "E", None],
-            ["job.queued", "silent", "t", 0, 0, days_ago(31), None, None, None],
-            ["job.queued", "later", "t", 0, 0, days_ago(31), None, None, {"due_at": days_ago(-5)}],
-        ],
-        {},
-    )
-    async with database.transaction() as connection:
-        await joblog.merge(connection, merged)
-    assert await JobRetention(Settings(), database, clock=lambda: now).clean() == 1202
-    assert {job.id for job in (await Jobs(database).list()).items} == {"new", "dead-new", "later"}
-    assert await count(database, attempts) == 2

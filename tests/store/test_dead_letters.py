@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,10 +16,11 @@ from consumers.obituary import letter_of
 from hareline import DeadLetters, JobType, OptionInvalid, PayloadInvalid
 from producers.dead_letters import Filters
 from store import dead_letters as rows
+from store import replays
 from store.dead_letters import NewLetter
 from store.engine import Database
 from store.tables import outbox
-from tests.lab import Number
+from tests.lab import DEADLINE, Number
 from topology.errors import CursorInvalid, NotFound
 from topology.spec import Names
 
@@ -27,20 +30,12 @@ NOON = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
 number = JobType("number.count", Number)
 
 
-class Properties(BasicProperties):
-    """pika's, with the one name that differs in the control connection's client."""
-
-    @property
-    def message_type(self) -> Any:
-        return self.type
-
-
 def letter(n: int, body: bytes = b'{"n": 1}', job_type: str = "number.count", **headers: Any) -> NewLetter:
     died = (NOON - timedelta(minutes=n)).isoformat()
     given = {name.replace("_", "-"): value for name, value in headers.items()}
     given = {"hareline-died-at": died, "hareline-error": "ValueError", "hareline-error-message": f"no {n}"} | given
-    properties = Properties(message_id=f"job-{n}", type=job_type, headers=given)
-    return letter_of(Names("t"), properties, job_type, body, NOON, {})
+    properties = BasicProperties(message_id=f"job-{n}", type=job_type, headers=given)
+    return letter_of(Names("t"), properties, body, NOON, {})
 
 
 async def recorded(database: Database, *letters: NewLetter) -> None:
@@ -140,7 +135,7 @@ async def test_a_rolled_back_replay_has_done_nothing(database: Database, desk: D
     (item,) = (await desk.list()).items
     with pytest.raises(RuntimeError):
         async with database.transaction() as connection:
-            await rows.replay(connection, [item.id], NOON)
+            await replays.replay(connection, [item.id], NOON)
             raise RuntimeError
     assert (await desk.get(item.id)).status == "dead"
     assert await published(database) == []
@@ -176,3 +171,65 @@ async def test_headers_that_no_database_takes_are_kept_in_a_form_that_it_does(
     await recorded(database, letter(1, odd="a\0b", nan=float("nan"), raw=b"\xff\0", at=NOON, hareline_error="E\0"))
     (item,) = (await desk.list()).items
     assert (item.headers["odd"], item.headers["nan"], item.error) == ("a\ufffdb", "nan", "E\ufffd")
+
+
+async def test_since_is_the_same_moment_on_every_page(database: Database, desk: DeadLetters) -> None:
+    """Even if the following page is asked for later, when "so long ago" is another moment."""
+    await recorded(database, *(letter(n) for n in range(8)))
+    page = await desk.list(Filters(since=NOON - timedelta(minutes=5)), limit=4)
+    later = Filters(since=NOON - timedelta(minutes=4))
+    rest = await desk.list(later, limit=4, cursor=page.next)
+    assert ([item.job_id for item in rest.items], rest.next) == (["job-4", "job-5"], None)
+    with pytest.raises(CursorInvalid, match="without 'since'"):
+        await desk.list(later, limit=4, cursor=(await desk.list(limit=4)).next)
+
+
+async def test_a_group_is_replayed_by_its_fingerprint(database: Database, desk: DeadLetters) -> None:
+    await recorded(database, letter(1), letter(2), letter(3, hareline_error="KeyError"))
+    largest, other = await desk.groups()
+    assert await desk.replay(Filters(fingerprint=largest.fingerprint)) == largest.count == 2
+    assert {row.job_id for row in await published(database)} == {"job-1", "job-2"}
+    assert [group.fingerprint for group in await desk.groups()] == [other.fingerprint]
+
+
+async def test_a_rate_is_never_exceeded(database: Database, desk: DeadLetters) -> None:
+    await recorded(database, *(letter(n) for n in range(60)))
+    ids = [item.id for item in (await desk.list()).items]
+    for which in (ids[:30], Filters()):
+        began = time.monotonic()
+        assert await desk.replay(which, rate=20) == 30
+        assert time.monotonic() - began >= 1
+
+
+async def test_an_unknown_id_stops_a_replay_before_it_began(database: Database, desk: DeadLetters) -> None:
+    await recorded(database, *(letter(n) for n in range(3)))
+    ids = [item.id for item in (await desk.list()).items]
+    for act in (desk.replay, desk.discard):
+        with pytest.raises(NotFound, match="no dead letter 999"):
+            await act([*ids, 999])
+    assert await published(database) == []
+    assert await desk.count() == 3
+
+
+async def test_a_watch_sees_what_commits_late_with_a_lower_id(postgresql: Database) -> None:
+    """Of two recorders, the one that began first may commit last."""
+    desk = DeadLetters(postgresql)
+    ready = asyncio.Event()
+    seen = desk.watch(every=0.01, on_ready=ready.set)
+    first = asyncio.ensure_future(anext(seen))
+    await asyncio.wait_for(ready.wait(), DEADLINE)
+    async with postgresql.transaction() as slow:
+        await rows.record(slow, [letter(1)], NOON)
+        await recorded(postgresql, letter(2))
+        assert (await asyncio.wait_for(first, DEADLINE)).job_id == "job-2"
+    assert (await asyncio.wait_for(anext(seen), DEADLINE)).job_id == "job-1"
+
+
+async def test_names_that_no_index_takes_are_cut(database: Database, desk: DeadLetters) -> None:
+    long = secrets.token_hex(20_000)  # nothing that could be compressed
+    queue = f"t.{long}"
+    await recorded(
+        database, letter(1, job_type="", hareline_error=long, hareline_reason=long, hareline_origin_queue=queue)
+    )
+    (item,) = (await desk.list()).items
+    assert (item.type, item.error, item.reason, item.queue) == (long[:255], long[:255], long[:255], queue)

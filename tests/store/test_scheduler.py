@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, insert, select, update
 
-from producers.scheduler import RETENTION, Scheduler
+from producers.scheduler import Scheduler
 from store.engine import Database
 from store.schedule_queue import occurrence_job_id
 from store.tables import jobs, occurrences, outbox, schedules
@@ -332,17 +332,6 @@ async def test_a_schedule_that_makes_no_sense_is_paused_and_holds_up_no_other(
 async def test_only_active_schedules_fire(database: Database, status: str) -> None:
     await add(database, status=status)
     assert await Scheduler(database, clock=Clock(NEW_YEAR + HOUR)).issue_due() == 0
-
-
-async def test_old_occurrences_are_forgotten(database: Database) -> None:
-    await add(database)
-    clock = Clock()
-    scheduler = Scheduler(database, clock=clock)
-    await scheduler.issue_due()
-    clock.now = NEW_YEAR + RETENTION
-    assert await scheduler.clean() == 0
-    clock.now += SECOND
-    assert await scheduler.clean() == 1
 
 
 async def test_it_runs_until_it_is_asked_to_stop(database: Database) -> None:

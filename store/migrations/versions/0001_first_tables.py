@@ -79,7 +79,6 @@ def upgrade() -> None:
         "ix_hareline_dead_letters_group", "hareline_dead_letters", ["group_name", "status", "died_at", "id"]
     )
     op.create_index("ix_hareline_dead_letters_reason", "hareline_dead_letters", ["reason", "status", "died_at", "id"])
-    op.create_index("ix_hareline_dead_letters_job", "hareline_dead_letters", ["job_id"])
     op.create_index("ix_hareline_dead_letters_list", "hareline_dead_letters", ["status", "died_at", "id"])
     op.create_index("ix_hareline_dead_letters_type", "hareline_dead_letters", ["job_type", "status", "died_at", "id"])
     op.create_table(
@@ -203,6 +202,13 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_hareline_schedules"),
         sa.UniqueConstraint("name", name="uq_hareline_schedules_name"),
         sa.UniqueConstraint("unique_key", name="uq_hareline_schedules_unique_key"),
+    )
+    op.create_index(
+        "ix_hareline_schedules_ended",
+        "hareline_schedules",
+        ["updated_at"],
+        postgresql_where=sa.text("next_run_at IS NULL"),
+        sqlite_where=sa.text("next_run_at IS NULL"),
     )
     op.create_index(
         "ix_hareline_schedules_buffered",
