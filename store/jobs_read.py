@@ -95,10 +95,10 @@ async def page(
     listing = f"jobs {status!r} {job_type!r} {group!r}"
     before = None if cursor is None else _position(decode_cursor(listing, cursor))
 
-    def latest(seen: Any) -> Any:
+    def latest(seen: Any, *conditions: Any) -> Any:
         """The first rows of ``seen`` on this page: of each of two sources no more are needed."""
-        query = select(seen).order_by(seen.c.seen_at.desc(), seen.c.id.desc()).limit(limit + 1)
-        for column, value in ((seen.c.status, status), (seen.c.type, job_type), (seen.c.group_name, group)):
+        query = select(seen).where(*conditions).order_by(seen.c.seen_at.desc(), seen.c.id.desc()).limit(limit + 1)
+        for column, value in ((seen.c.type, job_type), (seen.c.group_name, group)):
             if value is not None:
                 query = query.where(column == value)
         if since is not None:
@@ -107,12 +107,14 @@ async def page(
             query = query.where(tuple_(seen.c.seen_at, seen.c.id) < tuple_(*before))
         return query
 
-    # One statement, and so one moment: between two of them a job could leave the outbox and be in neither.
-    sources = [select(*_COLUMNS, cast(null(), LargeBinary).label("body"))]
+    logged = select(*_COLUMNS, cast(null(), LargeBinary).label("body")).subquery()
+    sources = [latest(logged) if status is None else latest(logged, logged.c.status == status)]
     if status in {None, *jobs_waiting.STATUSES}:
-        sources.append(jobs_waiting.rows(_COLUMNS, now))
-    both = union_all(*(select(latest(source.subquery()).subquery()) for source in sources)).subquery()
-    found = [_record(row) for row in (await connection.execute(latest(both))).all()]
+        sources.append(latest(jobs_waiting.rows(_COLUMNS, now, status).subquery()))
+    # One statement, and so one moment: between two of them a job could leave the outbox and be in neither.
+    both = union_all(*(select(source.subquery()) for source in sources)).subquery()
+    page_of_both = select(both).order_by(both.c.seen_at.desc(), both.c.id.desc()).limit(limit + 1)
+    found = [_record(row) for row in (await connection.execute(page_of_both)).all()]
     items = found[:limit]
     more = len(found) > limit
     return JobPage(items, encode_cursor(listing, [items[-1].seen_at.isoformat(), items[-1].id]) if more else None)
