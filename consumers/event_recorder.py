@@ -155,6 +155,7 @@ class EventRecorder:
         if merged.refused:
             EVENTS_REFUSED.add(merged.refused)
             logger.warning("%d reports make no sense and are dropped", merged.refused)
-        newest = max((row["updated_at"] for row in merged.jobs.values()), default=None)
-        if newest is not None:
-            LAG.set(max(0.0, time.time() - newest.timestamp()))
+        # Not of the events: a relay tells of jobs as of their commit, which may be long ago.
+        newest = max(batch.sent_at for batch in batches)
+        if newest:
+            LAG.set(max(0.0, time.time() - newest))

@@ -18,7 +18,7 @@ BATCHES_REFUSED: Final = _meter.create_counter(
     "hareline.recorder.batches.refused", unit="{batch}", description="Messages that are no batch of reports."
 )
 LAG: Final = _meter.create_gauge(
-    "hareline.recorder.lag", unit="s", description="Age of the newest state change when it was committed."
+    "hareline.recorder.lag", unit="s", description="Age of the newest batch of reports when it was committed."
 )
 ROWS_CLEANED: Final = _meter.create_counter(
     "hareline.recorder.cleaned", unit="{row}", description="Rows removed after their retention, by table."

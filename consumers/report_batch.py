@@ -23,9 +23,10 @@ class NoBatch(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ReportBatch:
-    """``events`` are not looked at yet: one that makes no sense is refused alone."""
+    """``events`` are not looked at yet: one that makes no sense is refused alone. ``sent_at`` is Unix seconds, or 0."""
 
     heading: Heading
+    sent_at: float
     groups: dict[str, str]
     events: list[Any]
 
@@ -46,7 +47,9 @@ def read_batch(body: bytes) -> ReportBatch:
     if not isinstance(reporter, str) or not 0 < len(reporter) <= _LONGEST_NAME or "\0" in reporter:
         raise NoBatch("it does not say who sent it")
     heading = Heading(reporter, _number(value.get("seq"), 1), _number(value.get("dropped", 0), 0))
-    return ReportBatch(heading, groups, [*_queued(queued, payloads), *_done(done), *events])
+    at = value.get("at")
+    sent_at = float(at) if isinstance(at, int | float) and not isinstance(at, bool) else 0.0
+    return ReportBatch(heading, sent_at, groups, [*_queued(queued, payloads), *_done(done), *events])
 
 
 def _done(told: dict[str, Any]) -> Iterator[tuple[Any, ...]]:

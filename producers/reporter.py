@@ -256,7 +256,8 @@ class Reporter:
 
     def _head(self, batch: Batch) -> dict[str, Any]:
         groups = {name: self._groups[name] for name in batch.types() if name in self._groups} if self._groups else {}
-        return {"reporter": self._id, "seq": self._batches, "dropped": self._dropped, "groups": groups}
+        told = {"reporter": self._id, "seq": self._batches, "at": time.time(), "dropped": self._dropped}
+        return {**told, "groups": groups}
 
     def _sent(self, future: asyncio.Future[None]) -> None:
         if future.cancelled() or not isinstance(error := future.exception(), PublishError):

@@ -96,21 +96,20 @@ async def pressing(lab: Lab) -> AsyncIterator[Press]:
 
 
 async def test_lag_events_and_losses_are_metrics(own_lab: Lab, postgresql: Database, metric: Read) -> None:
-    """Lag is of the newest event of the last commit; what is missing or was given up is told until it arrives."""
+    """Lag is of the newest batch of the last commit; what is missing or was given up is told until it arrives."""
     await own_lab.apply()
     before = metric("events")
     async with pressing(own_lab) as press, recording(own_lab, postgresql):
-        old: list[Any] = [[*row[:5], time.time() - 1000, *row[6:]] for row in done(10)]
-        await press.send(1, old)
+        head = {"v": 1, "reporter": press.reporter, "groups": {}}
+        await press.raw(json.dumps({**head, "seq": 1, "at": time.time() - 1000, "events": done(10)}).encode())
         await recorded(postgresql, 10)
         await until(lambda: metric("lag") >= 1000, "the lag is told")
         assert metric("lag") < 1000 + DEADLINE
-        await press.send(4, done(10, 10))
+        await press.raw(json.dumps({**head, "seq": 4, "at": time.time(), "events": done(10, 10)}).encode())
         await recorded(postgresql, 20)
         await until(lambda: metric("lag") < 1000, "it has caught up")
         await until(lambda: metric("batches.missing") == 2, "two batches are missing")
-        head = {"v": 1, "reporter": press.reporter, "seq": 2, "dropped": 7, "groups": {}}
-        await press.raw(json.dumps({**head, "events": [*done(1, 20), 5]}).encode())
+        await press.raw(json.dumps({**head, "seq": 2, "dropped": 7, "events": [*done(1, 20), 5]}).encode())
         await press.raw(b"no batch")
         await until(lambda: metric("batches.missing") == 1, "one has arrived")
         await until(lambda: metric("events.dropped") == 7, "its process has given up seven events")
