@@ -263,6 +263,10 @@ class Wire(AsyncioConnection):  # type: ignore[misc]  # pika brings no types
         if self._transport is not None:
             self._transport.abort()
 
+    def _on_connection_workflow_done(self, conn_or_exc: Any) -> None:
+        # Closed amid the handshake, pika gives the error's class in place of an error, and then trips over that.
+        super()._on_connection_workflow_done(conn_or_exc() if isinstance(conn_or_exc, type) else conn_or_exc)
+
     def _spill(self) -> None:
         outgoing, self._outgoing = self._outgoing, []
         if outgoing and self.is_open:

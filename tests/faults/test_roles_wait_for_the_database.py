@@ -96,7 +96,7 @@ async def test_a_database_that_comes_later_is_waited_for(role: str, server: tupl
         finally:
             cluster.stop()
         assert sum(AWAY in said for said in process.lines) == 1
-        assert not any("Traceback" in said for said in process.lines)
+        assert "Traceback" not in "".join(process.lines)
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -107,7 +107,7 @@ async def test_a_signal_ends_the_wait(role: str, server: tuple[Cluster, str], la
         await process.says(AWAY)
         process.process.send_signal(signal.SIGTERM)
         assert await process.ends() == 0
-        assert not any("Traceback" in said for said in process.lines)
+        assert "Traceback" not in "".join(process.lines)
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -117,5 +117,5 @@ async def test_missing_tables_are_not_waited_for(role: str, cluster: Cluster, la
     async with started(role, cluster.url(name), lab) as process:
         assert await process.ends() == 1
         assert "run `hareline db upgrade`" in "".join(process.lines)
-        assert not any("Traceback" in said for said in process.lines)
+        assert "Traceback" not in "".join(process.lines)
     cluster.drop(name)
