@@ -3,7 +3,8 @@
     claim a batch (committed) -> publish, confirmed -> delete (committed)
 
 Killed in between, the rows are claimed again when the lease is over, and go out with the same message ids: at least
-once, never never. No transaction is open while the broker is waited for.
+once, never never. A relay that lives renews its lease for as long as a batch takes. No transaction is open while the
+broker is waited for.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
@@ -28,7 +29,7 @@ from store.listening import listen
 from store.outbox import OutboxRow
 from store.recovery import persistently
 from topology.envelope import Message, new_job
-from topology.errors import EnqueueError, PublishError, Refused, Unroutable
+from topology.errors import DatabaseUnavailable, EnqueueError, PublishError, Refused, Unroutable
 from topology.publisher import Publisher
 from topology.settings import Settings
 from topology.spec import Names
@@ -38,16 +39,31 @@ logger = logging.getLogger(__name__)
 BATCH: Final = 500
 LANES: Final = 2
 """Batches under way at once: one is with the broker while the other is with the database."""
-LEASE: Final = 30.0
-"""Seconds for which a claimed row is this relay's. If it dies, others publish the row that much later."""
+LEASE: Final = 5.0
+"""Seconds for which a claimed row is this relay's, unless it renews that. If it dies, others publish the row then."""
 _CHANNEL: Final = "hareline_outbox"
 _POLL: Final = {"postgresql": 1.0, "sqlite": 0.05}
 _BROKER_POLL: Final = 0.05
 _RETRY_MOST: Final = 60.0
+_TRIES: Final = 5
+"""Times that a lane steps aside for rows that cannot be read, before it takes that for a fault of its own."""
 _CHAIN: Final = 10.0
-"""Seconds after which no further row of an ordering key is sent: its lease must not end before its confirm."""
+"""Seconds after which no further row of an ordering key is sent: the rest of the batch is not deleted before."""
 
-Clock = Callable[[], datetime]
+
+class _Hold:
+    """A batch in hand: whose rows these are, and until when. ``until`` is by the event loop's own clock."""
+
+    def __init__(self, rows: Sequence[Claimed], until: float) -> None:
+        self.ids = [row.id for row in rows]
+        self.until = until
+        self.over = asyncio.Event()
+        self.lock = asyncio.Lock()
+        """Renewing and settling touch the same rows: one after the other."""
+
+    def lasts(self, seconds: float) -> bool:
+        """Whether the rows are this relay's for ``seconds`` more."""
+        return time.monotonic() + seconds < self.until
 
 
 class Relay:
@@ -59,13 +75,11 @@ class Relay:
         database: Database,
         *,
         lease: float = LEASE,
-        clock: Clock = lambda: datetime.now(UTC),
     ) -> None:
         self._names = Names(settings.namespace)
         self._timeout = settings.publish_timeout
         self._database = database
         self._lease = lease
-        self._clock = clock
         self._id = str(uuid.uuid4())
         self._publisher = Publisher(settings, "relay")
         self._reporter = Reporter(self._publisher, self._names) if settings.report else None
@@ -107,25 +121,60 @@ class Relay:
 
     async def _carry(self) -> int:
         """One batch from claim to delete; returns how many rows were claimed."""
-        rows = await persistently("the relay", self._claim)
+        rows, hold = await self._claim_readable()
         if not rows:
             return 0
-        fates = await self._publish(rows)
-        await persistently("the relay", lambda: self._settle(rows, fates))
+        keeping = asyncio.create_task(self._keep(hold))
+        try:
+            fates = await self._publish(rows, hold)
+            await persistently("the relay", lambda: self._settle(rows, fates, hold))
+        finally:
+            hold.over.set()
+            await keeping
         return len(rows)
 
-    async def _claim(self) -> list[Claimed]:
-        async with self._database.reading() as connection:
-            if not await claims.anything(connection, self._clock()):
-                return []  # an idle relay takes no locks
-        async with self._database.transaction() as connection:
-            return await claims.claim(connection, self._id, BATCH, self._lease, self._clock())
+    async def _claim_readable(self) -> tuple[list[Claimed], _Hold]:
+        for _ in range(_TRIES):
+            with suppress(*claims.UNREADABLE):
+                return await persistently("the relay", self._claim)
+            await persistently("the relay", self._put_off_unreadable)  # the other lane may have been faster: no matter
+        return await persistently("the relay", self._claim)
 
-    async def _settle(self, rows: Sequence[Claimed], fates: dict[int, PublishError | None]) -> None:
+    async def _claim(self) -> tuple[list[Claimed], _Hold]:
+        async with self._database.reading() as connection:
+            if not await claims.anything(connection, claims.clock_of(connection)):
+                return [], _Hold((), 0.0)  # an idle relay takes no locks
+        async with self._database.transaction() as connection:
+            until = time.monotonic() + self._lease
+            rows = await claims.claim(connection, self._id, BATCH, self._lease, claims.clock_of(connection))
+        return rows, _Hold(rows, until)
+
+    async def _keep(self, hold: _Hold) -> None:
+        """Renews the lease while the broker, or the database, takes its time. Most batches are done long before."""
+        while not hold.over.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(hold.over.wait(), self._lease / 3)
+                return
+            until = time.monotonic() + self._lease
+            with suppress(DatabaseUnavailable):  # if it stays so, the hold ends: nothing more is sent of a key
+                async with hold.lock, self._database.transaction() as connection:
+                    now = claims.clock_of(connection)
+                    if not await claims.renew(connection, self._id, hold.ids, self._lease, now):
+                        return
+                hold.until = until
+
+    async def _put_off_unreadable(self) -> list[int]:
+        async with self._database.transaction() as connection:
+            found = await claims.put_off_unreadable(connection, BATCH, _RETRY_MOST, claims.clock_of(connection))
+        for row in found:
+            logger.error("row %d stays in the outbox: it cannot be read; see its column error", row)
+        return found
+
+    async def _settle(self, rows: Sequence[Claimed], fates: dict[int, PublishError | None], hold: _Hold) -> None:
         done = [row.id for row in rows if row.id in fates and fates[row.id] is None]
         faulty = [row for row in rows if isinstance(fates.get(row.id), Unroutable | Refused)]
         settled = {*done, *(row.id for row in faulty)}
-        async with self._database.transaction() as connection:
+        async with hold.lock, self._database.transaction() as connection:
             await claims.published(connection, done)
             for row in faulty:
                 await self._put_off(connection, row, fates[row.id])
@@ -133,10 +182,11 @@ class Relay:
         self.relayed += len(done)
 
     async def _put_off(self, connection: AsyncConnection, row: Claimed, error: PublishError | None) -> None:
-        pause = min(2.0**row.attempts, _RETRY_MOST)
+        pause = min(2.0 ** min(row.attempts, 10), _RETRY_MOST)
         if row.attempts == 0:
             logger.warning("%s %s stays in the outbox: %s", row.row.job_type, row.row.job_id, error)
-        await claims.failed(connection, row, str(error), self._clock() + timedelta(seconds=pause))
+        retry_at = claims.clock_of(connection) + timedelta(seconds=pause)
+        await claims.failed(connection, self._id, row, str(error), retry_at)
 
     async def _rest(self) -> None:
         """Until a commit is announced, or it is time to look."""
@@ -150,39 +200,41 @@ class Relay:
 
     # -- publishing ------------------------------------------------------------------------------------------------
 
-    async def _publish(self, rows: Sequence[Claimed]) -> dict[int, PublishError | None]:
+    async def _publish(self, rows: Sequence[Claimed], hold: _Hold) -> dict[int, PublishError | None]:
         """What became of each row: None where the broker has it. Rows that were not tried are left out."""
         free = [row for row in rows if row.row.ordering_key is None]
         keyed = sorted((row for row in rows if row.row.ordering_key is not None), key=_order)
         chains = [list(chain) for _, chain in groupby(keyed, key=lambda row: row.row.ordering_key)]
         fates: dict[int, PublishError | None] = {}
         sent = [(row, self._send(row)) for row in free]
-        following = [asyncio.create_task(self._follow(chain, fates)) for chain in chains]
+        following = [asyncio.create_task(self._follow(chain, fates, hold)) for chain in chains]
         for row, (message, confirm) in sent:
             fates[row.id] = await self._outcome(row, message, confirm)
         if following:
             await asyncio.wait(following)
         return fates
 
-    async def _follow(self, chain: Sequence[Claimed], fates: dict[int, PublishError | None]) -> None:
-        """One after the other: what follows a row that failed must not overtake it."""
-        end = time.monotonic() + min(_CHAIN, self._lease / 3)
+    async def _follow(self, chain: Sequence[Claimed], fates: dict[int, PublishError | None], hold: _Hold) -> None:
+        """One after the other: what follows a row that failed must not overtake it, nor what is another's by now."""
+        end = time.monotonic() + _CHAIN
         for row in chain:
+            if not hold.lasts(self._lease / 3) or time.monotonic() > end:
+                return
             fates[row.id] = await self._outcome(row, *self._send(row))
-            if fates[row.id] is not None or time.monotonic() > end:
+            if fates[row.id] is not None:
                 return
 
     def _send(self, claimed: Claimed) -> tuple[Message | None, asyncio.Future[None]]:
         try:
             message = self._message(claimed.row)
-        except EnqueueError as error:  # a time that is beyond the ladder, for example
+        except Exception as error:  # noqa: BLE001 - a time beyond the ladder, headers that are none: whatever it holds
             refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            refused.set_exception(Refused(str(error)))
+            refused.set_exception(Refused(str(error) if isinstance(error, EnqueueError) else repr(error)))
             return None, refused
         return message, self._publisher.send(message, self._timeout)
 
     def _message(self, row: OutboxRow) -> Message:
-        delay = 0.0 if row.due_at is None else (row.due_at - self._clock()).total_seconds()
+        delay = 0.0 if row.due_at is None else (row.due_at - datetime.now(UTC)).total_seconds()
         return new_job(
             self._names,
             row.job_type,

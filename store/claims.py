@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, DateTime, and_, delete, exists, func, or_, select, update
+from sqlalchemy.exc import DataError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from store.engine import POSTGRESQL
@@ -16,6 +17,9 @@ from store.tables import outbox
 
 _CLAIMING: Final = 0x6861_7265_6F75_7462
 """The number of the advisory lock for claims, on PostgreSQL."""
+UNREADABLE: Final = (ValueError, TypeError, OverflowError, DataError)
+"""What reading a row raises that holds what its column cannot mean."""
+_LONGEST_REASON: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +32,20 @@ class Claimed:
     row: OutboxRow
 
 
-async def claim(connection: AsyncConnection, relay: str, limit: int, lease: float, now: datetime) -> list[Claimed]:
+Time = datetime | ColumnElement[datetime]
+"""A moment, or the database's own idea of now."""
+
+
+def clock_of(connection: AsyncConnection) -> Time:
+    """Now, by the one clock that all relays of a server share: theirs may differ by more than a lease."""
+    return (
+        func.statement_timestamp(type_=DateTime(timezone=True))
+        if connection.dialect.name == POSTGRESQL
+        else datetime.now(UTC)
+    )
+
+
+async def claim(connection: AsyncConnection, relay: str, limit: int, lease: float, now: Time) -> list[Claimed]:
     """Up to ``limit`` rows, oldest first, that nobody else gets for ``lease`` seconds.
 
     A row of an ordering key is not claimed while an earlier one of its key is claimed by another relay, or waits
@@ -60,6 +77,31 @@ async def claim(connection: AsyncConnection, relay: str, limit: int, lease: floa
     return [_claimed(row) for row in rows]
 
 
+async def renew(connection: AsyncConnection, relay: str, ids: Sequence[int], lease: float, now: Time) -> bool:
+    """``lease`` seconds more for rows that are ``relay``'s. False if any of them is not, any more."""
+    mine = and_(outbox.c.id.in_(ids), outbox.c.claimed_by == relay)
+    renewed = update(outbox).where(mine).values(claimed_until=now + timedelta(seconds=lease))
+    return (await connection.execute(renewed)).rowcount == len(ids)
+
+
+async def put_off_unreadable(connection: AsyncConnection, limit: int, pause: float, now: Time) -> list[int]:
+    """Puts off what waits and cannot be read, as somebody wrote it by hand (a date of no calendar); returns their ids.
+
+    Where a claim fails over its rows: whoever they are, the others are not to wait for them.
+    """
+    found: list[int] = []
+    waiting = select(outbox.c.id).where(_free(now)).order_by(outbox.c.id).limit(limit)
+    for row in (await connection.execute(waiting)).scalars().all():
+        try:
+            (await connection.execute(select(outbox).where(outbox.c.id == row))).one_or_none()
+        except UNREADABLE as error:
+            reason = f"the row cannot be read: {error!r}"[:_LONGEST_REASON]
+            values = {"attempts": outbox.c.attempts + 1, "error": reason, "retry_at": now + timedelta(seconds=pause)}
+            await connection.execute(update(outbox).where(outbox.c.id == row).values(values))
+            found.append(row)
+    return found
+
+
 async def published(connection: AsyncConnection, ids: Sequence[int]) -> None:
     """Deletes rows that the broker has confirmed."""
     if ids:
@@ -73,21 +115,21 @@ async def release(connection: AsyncConnection, relay: str, ids: Sequence[int]) -
         await connection.execute(update(outbox).where(mine).values(claimed_by=None, claimed_until=None))
 
 
-async def failed(connection: AsyncConnection, row: Claimed, error: str, retry_at: datetime) -> None:
-    """Puts a row off that the broker does not take, and keeps the reason with it."""
+async def failed(connection: AsyncConnection, relay: str, row: Claimed, error: str, retry_at: Time) -> None:
+    """Puts a row of ``relay``'s off that the broker does not take, and keeps the reason with it."""
     await connection.execute(
         update(outbox)
-        .where(outbox.c.id == row.id)
+        .where(outbox.c.id == row.id, outbox.c.claimed_by == relay)
         .values(attempts=row.attempts + 1, error=error, retry_at=retry_at, claimed_by=None, claimed_until=None)
     )
 
 
-async def anything(connection: AsyncConnection, now: datetime) -> bool:
+async def anything(connection: AsyncConnection, now: Time) -> bool:
     """Whether a row waits that may be claimed. Takes no lock."""
     return (await connection.execute(select(outbox.c.id).where(_free(now)).limit(1))).first() is not None
 
 
-def _free(now: datetime) -> ColumnElement[bool]:
+def _free(now: Time) -> ColumnElement[bool]:
     return and_(
         or_(outbox.c.claimed_until.is_(None), outbox.c.claimed_until < now),
         or_(outbox.c.retry_at.is_(None), outbox.c.retry_at <= now),

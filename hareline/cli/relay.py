@@ -20,7 +20,7 @@ def relay() -> None:
     """Publish what is committed in the outbox, until SIGTERM or Ctrl-C. Any number may run at once.
 
     Woken at each commit on PostgreSQL; a SQLite file is looked at every 50 ms. Killed at any moment nothing is lost;
-    what it was about to publish goes out 30 seconds later, with the same message ids.
+    what it was about to publish goes out 5 seconds later, with the same message ids.
     """
     settings = Settings.from_env()
     run_service("the relay", lambda database: Relay(settings, database), settings)

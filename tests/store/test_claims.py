@@ -47,7 +47,7 @@ async def test_a_key_is_held_back_behind_its_first(database: Database) -> None:
     [first] = await claim(database, "a", 1)
     assert names(await claim(database, "b")) == ["job-3", "job-4"]
     async with database.transaction() as connection:
-        await claims.failed(connection, first, "no queue takes it", NOW + timedelta(seconds=5))
+        await claims.failed(connection, "a", first, "no queue takes it", NOW + timedelta(seconds=5))
     assert await claim(database, "b") == []
     later = NOW + timedelta(seconds=6)
     assert [(c.row.job_id, c.attempts) for c in await claim(database, "b", now=later)] == [("job-1", 1), ("job-2", 0)]
