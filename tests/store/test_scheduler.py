@@ -293,6 +293,22 @@ async def test_a_clock_that_jumps_an_hour_doubles_and_loses_nothing(database: Da
     assert times[-1] == clock.now
 
 
+async def test_a_clock_that_jumps_under_two_schedulers(database: Database) -> None:
+    """One of them sees the new time an instant before the other; both go on at once."""
+    await add(database, misfire="all")
+    clock, late = Clock(), Clock()
+    async with opened(database.url.render_as_string(hide_password=False)) as other:
+        schedulers = [Scheduler(database, clock=clock), Scheduler(other, clock=late)]
+        jumps = {10: HOUR, 30: -HOUR, 60: -HOUR, 90: HOUR}
+        for minute in range(100):
+            late.now = clock.now
+            clock.now += MINUTE + jumps.get(minute, timedelta())
+            await asyncio.gather(*(scheduler.issue_due() for scheduler in schedulers))
+    times = await due_times(database)
+    assert times == [NEW_YEAR + n * MINUTE for n in range(len(times))]
+    assert times[-1] == clock.now
+
+
 async def test_an_occurrence_that_was_issued_by_hand_is_not_issued_again(database: Database) -> None:
     await add(database)
     async with database.transaction() as connection:
