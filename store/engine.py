@@ -11,9 +11,10 @@ from typing import Any, Final
 
 from sqlalchemy import URL, Engine, create_engine, event, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from topology.errors import DatabaseUnavailable, SchemaOutdated, SettingsError
 from topology.settings import Settings
@@ -113,7 +114,7 @@ def blocking_engine(url: URL) -> Engine:
     backend = url.get_backend_name()
     engine = create_engine(url.set(drivername=_BLOCKING_DRIVERS[backend]), **_options(url, _POOL))
     if backend == SQLITE:
-        _tune_sqlite(engine)
+        _tune_sqlite(engine, url)
     return engine
 
 
@@ -128,7 +129,7 @@ def _async_engine(url: URL, pool: int) -> AsyncEngine:
             f"a {backend} database needs '{error.name}': pip install 'hareline[{_EXTRA[backend]}]'"
         ) from error
     if backend == SQLITE:
-        _tune_sqlite(engine.sync_engine)
+        _tune_sqlite(engine.sync_engine, url)
     return engine
 
 
@@ -155,8 +156,10 @@ def _options(url: URL, pool: int) -> dict[str, Any]:
     }
 
 
-def _tune_sqlite(engine: Engine) -> None:
+def _tune_sqlite(engine: Engine, url: URL) -> None:
     """WAL, so that readers and the one writer do not wait for each other; writers queue up at their BEGIN."""
+    if url.database and url.database != ":memory:":
+        _notice_another_file(engine, url, Path(url.database))
 
     @event.listens_for(engine, "connect")
     def _(connection: DBAPIConnection, _: object) -> None:
@@ -172,6 +175,38 @@ def _tune_sqlite(engine: Engine) -> None:
         # A transaction that reads first and then writes could find that another one has written meanwhile.
         reading = connection.get_execution_options().get("hareline_reading")
         connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+
+def _notice_another_file(engine: Engine, url: URL, file: Path) -> None:
+    """A connection holds on to a file that was moved, deleted or replaced, and what it writes there nobody finds."""
+
+    def identity() -> tuple[int, int] | None:
+        try:
+            found = file.stat()
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino
+
+    found: set[tuple[int, int] | None] = set()
+
+    def expect_file() -> None:
+        if found and identity() is None:
+            raise DatabaseUnavailable(_text(url, "the database file is gone while this process runs: put it back"))
+
+    @event.listens_for(engine, "do_connect")
+    def _(*_: object) -> None:
+        expect_file()  # or the driver would make another one, which is empty
+
+    @event.listens_for(engine, "connect")
+    def _(_: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+        record.info["file"] = identity()
+        found.add(identity())
+
+    @event.listens_for(engine, "checkout")
+    def _(_: DBAPIConnection, record: ConnectionPoolEntry, __: object) -> None:
+        expect_file()
+        if identity() != record.info["file"]:
+            raise DisconnectionError("another file has taken the place of the one that was opened")
 
 
 @contextmanager
