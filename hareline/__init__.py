@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from producers.declaration import Schedule
     from producers.producer import Producer
     from producers.schedules import ANY, Schedules
+    from producers.webhooks.delivery import Delivery, Identity
+    from producers.webhooks.source import WebhookSource
     from topology.contract import JobType, Retry
     from topology.errors import (
         BatchError,
@@ -51,8 +53,10 @@ _HOMES = {
     "Cancelled": "consumers.outcome",
     "ConnectionLost": "topology.errors",
     "DeadLetters": "producers.dead_letters",
+    "Delivery": "producers.webhooks.delivery",
     "EnqueueError": "topology.errors",
     "HarelineError": "topology.errors",
+    "Identity": "producers.webhooks.delivery",
     "Job": "consumers.job",
     "Jobs": "hareline.jobs",
     "JobType": "topology.contract",
@@ -73,6 +77,7 @@ _HOMES = {
     "TopologyError": "topology.errors",
     "Transient": "consumers.outcome",
     "Unroutable": "topology.errors",
+    "WebhookSource": "producers.webhooks.source",
 }
 
 __all__ = [
@@ -86,8 +91,10 @@ __all__ = [
     "Cancelled",
     "ConnectionLost",
     "DeadLetters",
+    "Delivery",
     "EnqueueError",
     "HarelineError",
+    "Identity",
     "Job",
     "JobType",
     "Jobs",
@@ -108,6 +115,7 @@ __all__ = [
     "TopologyError",
     "Transient",
     "Unroutable",
+    "WebhookSource",
 ]
 
 

@@ -1,0 +1,1 @@
+"""Webhooks in: who signed a delivery, whether it came before, and the outbox row that it becomes."""
