@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from store import dead_letters, jobs_read, schedules
 from store.engine import Database
 from store.recovery import persistently
-from store.tables import inbox, keys, occurrences
+from store.tables import inbox, keys, occurrences, webhooks
 from topology.settings import Settings
 
 BATCH: Final = 1000
@@ -29,7 +29,7 @@ class Retention:
 
     The job log's jobs by how they ended; dead letters since they died, whatever became of them; rows of the inbox,
     keys of jobs and issued occurrences of schedules far longer than their jobs may still come a second time;
-    schedules since they ended.
+    schedules since they ended. Webhooks say themselves until when.
     """
 
     jobs_done: float
@@ -72,6 +72,7 @@ class Retention:
             "keys": _aged(keys, "created_at", self.keys),
             "occurrences": _aged(occurrences, "issued_at", self.occurrences),
             "schedules": old_schedules,
+            "webhooks": _aged(webhooks, "expires_at", 0.0),
         }
 
 

@@ -20,6 +20,7 @@ from sqlalchemy import (
     SmallInteger,
     Table,
     Text,
+    UniqueConstraint,
     text,
 )
 
@@ -253,3 +254,20 @@ reporters: Final = Table(
 
 ``ranges`` are the numbers of the batches that arrived, as pairs of first and last: one that arrives twice counts once.
 """
+
+webhooks: Final = Table(
+    "hareline_webhooks",
+    metadata,
+    Column("webhook_id", Text, primary_key=True),
+    Column("source", Text, nullable=False),
+    Column("idempotency_key", Text, nullable=False),
+    Column("fingerprint", Text, nullable=False),
+    Column("event", Text),
+    Column("job_id", Text, nullable=False),
+    Column("job_type", Text, nullable=False),
+    Column("received_at", Moment, nullable=False),
+    Column("expires_at", Moment, nullable=False),
+    UniqueConstraint("source", "idempotency_key"),
+    Index("ix_hareline_webhooks_expires_at", "expires_at"),
+)
+"""Deliveries that were accepted, and the job that each started. A key may be used anew after ``expires_at``."""

@@ -25,7 +25,7 @@ from store import joblog
 from store.engine import Database
 from store.joblog import Merged
 from store.retention import Retention, clean
-from store.tables import attempts, dead_letters, inbox, jobs, keys, occurrences, schedules
+from store.tables import attempts, dead_letters, inbox, jobs, keys, occurrences, schedules, webhooks
 from tests.databases import opened
 from tests.lab import DEADLINE, ROOT, until
 from topology.settings import Settings
@@ -37,7 +37,7 @@ NOW = datetime(2030, 1, 31, 12, tzinfo=UTC)
 DAYS = Retention.of(Settings())
 TABLES = {
     "jobs": jobs, "dead_letters": dead_letters, "inbox": inbox, "keys": keys, "occurrences": occurrences,
-    "schedules": schedules,
+    "schedules": schedules, "webhooks": webhooks,
 }  # fmt: skip
 
 CHILD = """
@@ -92,7 +92,15 @@ async def test_what_is_older_goes_in_batches_and_nothing_else(database: Database
     await aged(database, 1, days=6)
     told: list[tuple[str, int]] = []
     removed = await clean(database, DAYS, batch=3, progress=lambda *step: told.append(step), clock=lambda: NOW)
-    assert removed == {"jobs": 9, "dead_letters": 7, "inbox": 9, "keys": 9, "occurrences": 9, "schedules": 0}
+    assert removed == {
+        "jobs": 9,
+        "dead_letters": 7,
+        "inbox": 9,
+        "keys": 9,
+        "occurrences": 9,
+        "schedules": 0,
+        "webhooks": 0,
+    }
     assert told[3:6] == [("dead_letters", 3), ("dead_letters", 6), ("dead_letters", 7)]
     assert await rows(database) == {
         "jobs": 1,
@@ -234,4 +242,8 @@ def test_the_command_cleans_by_the_settings_or_by_one_age(database_url: str) -> 
     longer = {"HARELINE_JOBS_DONE_RETENTION": "20d", "HARELINE_INBOX_RETENTION": "20d"}
     assert run(**longer) == none
     assert run(**longer, HARELINE_DEAD_RETENTION="9d") == none | {"dead_letters": 2}
-    assert run("--older-than", "9d", **longer) == dict.fromkeys(TABLES, 2) | {"dead_letters": 0, "schedules": 0}
+    assert run("--older-than", "9d", **longer) == dict.fromkeys(TABLES, 2) | {
+        "dead_letters": 0,
+        "schedules": 0,
+        "webhooks": 0,
+    }

@@ -1,0 +1,116 @@
+"""Webhook deliveries in the store, on both databases: one key, one job, whoever comes at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from store.engine import Database
+from store.inbox import clean
+from store.outbox import OutboxRow
+from store.tables import outbox, webhooks
+from store.webhooks import RETENTION, Arrival, Kept, accept, find
+from topology.envelope import new_id
+from topology.errors import NotFound
+
+pytestmark = pytest.mark.machine
+
+NOW = datetime(2030, 1, 31, 12, tzinfo=UTC)
+
+
+def arrival(key: str = "k", fingerprint: str = "f", source: str = "shop", body: bytes = b"{}") -> Arrival:
+    row = OutboxRow(job_id=new_id(), job_type="order.created", body=body, origin="webhook")
+    return Arrival(new_id(), source, key, fingerprint, "order.created", row)
+
+
+async def accepted(database: Database, *arrivals: Arrival, now: datetime = NOW) -> list[Kept]:
+    async with database.transaction() as connection:
+        return await accept(connection, arrivals, now)
+
+
+async def rows(database: Database, table: Any) -> list[Any]:
+    async with database.reading() as connection:
+        return list((await connection.execute(select(table))).all())
+
+
+async def test_the_first_is_new_and_a_repeat_has_its_id(database: Database) -> None:
+    first = arrival()
+    assert await accepted(database, first) == [Kept(first.webhook_id, "new")]
+    assert await accepted(database, arrival()) == [Kept(first.webhook_id, "repeat")]
+    assert await accepted(database, arrival(fingerprint="g")) == [Kept(first.webhook_id, "conflict")]
+    elsewhere = arrival(source="bank")
+    assert await accepted(database, elsewhere) == [Kept(elsewhere.webhook_id, "new")]
+    assert {row.job_id for row in await rows(database, outbox)} == {first.row.job_id, elsewhere.row.job_id}
+
+
+async def test_many_at_once_each_have_their_own_fate(database: Database) -> None:
+    old = arrival("old")
+    await accepted(database, old)
+    several = [arrival("b"), arrival("old"), arrival("a"), arrival("b"), arrival("b", "other"), arrival("old", "x")]
+    assert await accepted(database, *several) == [
+        Kept(several[0].webhook_id, "new"),
+        Kept(old.webhook_id, "repeat"),
+        Kept(several[2].webhook_id, "new"),
+        Kept(several[0].webhook_id, "repeat"),
+        Kept(several[0].webhook_id, "conflict"),
+        Kept(old.webhook_id, "conflict"),
+    ]
+    assert await accepted(database) == []
+    assert len(await rows(database, outbox)) == len(await rows(database, webhooks)) == 3
+
+
+async def test_two_hundred_at_the_same_time_start_one_job(database: Database) -> None:
+    kept = await asyncio.gather(*(accepted(database, arrival()) for _ in range(200)))
+    assert Counter(one[0].fate for one in kept) == {"new": 1, "repeat": 199}
+    assert len({one[0].webhook_id for one in kept}) == 1
+    assert len(await rows(database, outbox)) == 1
+
+
+async def test_batches_that_share_keys_do_not_block_each_other_for_ever(database: Database) -> None:
+    keys = [f"k{number}" for number in range(20)]
+    batches = [[arrival(key) for key in (keys if turn % 2 else reversed(keys))] for turn in range(20)]
+    kept = await asyncio.gather(*(accepted(database, *batch) for batch in batches))
+    assert Counter(one.fate for batch in kept for one in batch) == {"new": 20, "repeat": 380}
+    assert len(await rows(database, outbox)) == 20
+
+
+async def test_a_rolled_back_delivery_never_was(database: Database) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with database.transaction() as connection:
+            await accept(connection, [arrival()], NOW)
+            raise ZeroDivisionError
+    assert await rows(database, outbox) == await rows(database, webhooks) == []
+    assert (await accepted(database, arrival()))[0].fate == "new"
+
+
+async def test_a_key_is_new_again_when_it_has_expired(database: Database) -> None:
+    first, again, later = arrival(), arrival(), arrival(fingerprint="g")
+    await accepted(database, first)
+    end = NOW + timedelta(seconds=RETENTION)
+    assert (await accepted(database, again, now=end - timedelta(seconds=1)))[0].fate == "repeat"
+    assert await accepted(database, later, now=end) == [Kept(later.webhook_id, "new")]
+    assert (await accepted(database, arrival(fingerprint="g"), now=end))[0] == Kept(later.webhook_id, "repeat")
+    assert len(await rows(database, outbox)) == 2
+
+
+async def test_a_delivery_is_found_by_its_source_and_id(database: Database) -> None:
+    first = arrival()
+    await accepted(database, first)
+    async with database.reading() as connection:
+        found = await find(connection, "shop", first.webhook_id)
+        assert (found.event, found.job_id, found.received_at) == ("order.created", first.row.job_id, NOW)
+        for wrong in (("bank", first.webhook_id), ("shop", "x")):
+            with pytest.raises(NotFound):
+                await find(connection, *wrong)
+
+
+async def test_cleaning_removes_what_has_expired(database: Database) -> None:
+    await accepted(database, arrival("old"), now=NOW - timedelta(days=8))
+    await accepted(database, arrival("young"), now=NOW - timedelta(days=6))
+    assert (await clean(database, now=lambda: NOW))["webhooks"] == 1
+    assert [row.idempotency_key for row in await rows(database, webhooks)] == ["young"]
