@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from producers.declaration import Schedule
     from producers.producer import Producer
     from producers.schedules import ANY, Schedules
+    from producers.webhooks.catchall import WebhookReceived, webhook_received
     from producers.webhooks.delivery import Delivery, Identity
+    from producers.webhooks.receiver import WebhookReceiver
     from producers.webhooks.source import WebhookSource
     from topology.contract import JobType, Retry
     from topology.errors import (
@@ -77,7 +79,10 @@ _HOMES = {
     "TopologyError": "topology.errors",
     "Transient": "consumers.outcome",
     "Unroutable": "topology.errors",
+    "WebhookReceived": "producers.webhooks.catchall",
+    "WebhookReceiver": "producers.webhooks.receiver",
     "WebhookSource": "producers.webhooks.source",
+    "webhook_received": "producers.webhooks.catchall",
 }
 
 __all__ = [
@@ -115,7 +120,10 @@ __all__ = [
     "TopologyError",
     "Transient",
     "Unroutable",
+    "WebhookReceived",
+    "WebhookReceiver",
     "WebhookSource",
+    "webhook_received",
 ]
 
 

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 from consumers.registry import Registry
 from producers.declaration import Schedule
+from producers.webhooks.catchall import webhook_received
+from producers.webhooks.source import WebhookSource
 from topology.contract import JobType
 from topology.errors import ContractError
 
@@ -18,12 +20,24 @@ class App:
 
     A service that only publishes lists its job types; one that works them adds handlers. ``schedules`` are made so
     in the database by each ``hareline scheduler`` at its start; their job types must be listed, and their names differ.
+    ``webhooks`` are served by `hareline webhooks`; their job types must be listed too. One without ``default`` adds
+    the catch-all `webhook_received`.
     """
 
-    def __init__(self, *, job_types: Iterable[JobType[Any]] = (), schedules: Iterable[Schedule] = ()) -> None:
+    def __init__(
+        self,
+        *,
+        job_types: Iterable[JobType[Any]] = (),
+        schedules: Iterable[Schedule] = (),
+        webhooks: Iterable[WebhookSource] = (),
+    ) -> None:
         self.registry = Registry(job_types)
         self.schedules = tuple(schedules)
+        self.webhooks = tuple(webhooks)
         _check(self.schedules, self.job_types)
+        _check_webhooks(self.webhooks, self.job_types)
+        if any(source.default is None for source in self.webhooks):
+            self.registry.declare(webhook_received)
 
     @property
     def job_types(self) -> tuple[JobType[Any], ...]:
@@ -61,3 +75,17 @@ def _check(schedules: tuple[Schedule, ...], job_types: tuple[JobType[Any], ...])
         if schedule.name in names:
             raise ContractError(f"two schedules have the name '{schedule.name}': it is what tells them apart")
         names.add(schedule.name)
+
+
+def _check_webhooks(sources: tuple[WebhookSource, ...], job_types: tuple[JobType[Any], ...]) -> None:
+    known = {job_type.name for job_type in job_types}
+    names: set[str] = set()
+    for source in sources:
+        for job_type in source.job_types:
+            if job_type.name not in known:
+                raise ContractError(
+                    f"webhook source '{source.name}': add '{job_type.name}' to the app's job_types, or nobody runs it"
+                )
+        if source.name in names:
+            raise ContractError(f"two webhook sources have the name '{source.name}': it is in their address")
+        names.add(source.name)

@@ -42,8 +42,16 @@ class Settings:
     jobs_done_retention: float = 7 * 86_400.0
     jobs_failed_retention: float = 30 * 86_400.0
     dead_retention: float = 30 * 86_400.0
+    webhooks_host: str = "127.0.0.1"
+    webhooks_port: int = 8080
+    webhooks_token: str = field(default="", repr=False)
+    webhooks_max_body: int = 1024 * 1024
+    webhooks_max_headers: int = 16 * 1024
+    webhooks_body_timeout: float = 10.0
+    webhooks_concurrency: int = 500
+    webhooks_retention: float = 7 * 86_400.0
     log_level: str = "INFO"
-    extra: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
@@ -77,6 +85,14 @@ class Settings:
             jobs_failed_retention=_seconds(env, "HARELINE_JOBS_FAILED_RETENTION", 30 * 86_400.0),
             dead_retention=_seconds(env, "HARELINE_DEAD_RETENTION", 30 * 86_400.0),
             inbox_retention=_seconds(env, "HARELINE_INBOX_RETENTION", 7 * 86400.0),
+            webhooks_host=env.get("HARELINE_WEBHOOKS_HOST") or "127.0.0.1",
+            webhooks_port=_integer(env, "HARELINE_WEBHOOKS_PORT", 8080),
+            webhooks_token=env.get("HARELINE_WEBHOOKS_TOKEN", "").strip(),
+            webhooks_max_body=_integer(env, "HARELINE_WEBHOOKS_MAX_BODY", 1024 * 1024),
+            webhooks_max_headers=_integer(env, "HARELINE_WEBHOOKS_MAX_HEADERS", 16 * 1024),
+            webhooks_body_timeout=_seconds(env, "HARELINE_WEBHOOKS_BODY_TIMEOUT", 10.0),
+            webhooks_concurrency=_integer(env, "HARELINE_WEBHOOKS_CONCURRENCY", 500),
+            webhooks_retention=_seconds(env, "HARELINE_WEBHOOKS_RETENTION", 7 * 86_400.0),
             log_level=env.get("HARELINE_LOG_LEVEL", "INFO").upper(),
             extra=dict(env),
         )

@@ -23,6 +23,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "scheduler": ("hareline.cli.scheduler:scheduler", "Issue the jobs of schedules that fall due."),
     "relay": ("hareline.cli.relay:relay", "Publish what is committed in the outbox."),
     "topology": ("hareline.cli.topology:topology", "Show, plan, apply, verify and migrate the topology."),
+    "webhooks": ("hareline.cli.webhooks:webhooks", "Receive webhooks over HTTP."),
     "worker": ("hareline.cli.worker:worker", "Work off the queues of job types."),
 }
 

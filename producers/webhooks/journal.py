@@ -1,0 +1,83 @@
+"""Writes arrivals, those that come at the same time in one transaction: a commit costs much, a row in it little."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Final
+
+from store.engine import Database
+from store.webhooks import Arrival, Kept, accept
+from topology.errors import DatabaseUnavailable, StoreError
+
+_BATCH: Final = 200
+PATIENCE: Final = 10.0
+"""Seconds that a transaction may take. A sender that gets no answer by then repeats the delivery anyway."""
+
+_Waiting = tuple[Arrival, "asyncio.Future[Kept]"]
+
+
+class Journal:
+    """What `accept` returns is committed. Its task lives while there is something to write."""
+
+    def __init__(
+        self, database: Database, retention: float, clock: Callable[[], datetime], patience: float = PATIENCE
+    ) -> None:
+        self._database = database
+        self._retention = retention
+        self._clock = clock
+        self._patience = patience
+        self._waiting: deque[_Waiting] = deque()
+        self._writer: asyncio.Task[None] | None = None
+
+    async def accept(self, arrival: Arrival) -> Kept:
+        """The fate of ``arrival``, committed. Raises StoreError: then nobody may be told that it is accepted."""
+        future: asyncio.Future[Kept] = asyncio.get_running_loop().create_future()
+        self._waiting.append((arrival, future))
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._write(), name="webhook journal")
+        return await future
+
+    async def _write(self) -> None:
+        while self._waiting:
+            batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
+            try:
+                self._resolve(batch, await self._commit([arrival for arrival, _ in batch]))
+            except StoreError as error:
+                # Those that came meanwhile would wait as long for the same answer.
+                self._fail([*batch, *self._waiting], error)
+                self._waiting.clear()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the waiting must be told
+                await self._one_by_one(batch, error)
+
+    async def _commit(self, arrivals: Sequence[Arrival]) -> list[Kept]:
+        try:
+            async with asyncio.timeout(self._patience), self._database.transaction() as connection:
+                return await accept(connection, arrivals, self._clock(), self._retention)
+        except TimeoutError as error:
+            raise DatabaseUnavailable(f"no answer within {self._patience:g} s") from error
+
+    async def _one_by_one(self, batch: list[_Waiting], error: Exception) -> None:
+        """One that cannot be written must not take the others with it."""
+        if len(batch) == 1:
+            self._fail(batch, error)
+            return
+        for waiting in batch:
+            try:
+                self._resolve([waiting], await self._commit([waiting[0]]))
+            except Exception as own:  # noqa: BLE001 - as above
+                self._fail([waiting], own)
+
+    @staticmethod
+    def _resolve(batch: Sequence[_Waiting], kept: Sequence[Kept]) -> None:
+        for (_, future), fate in zip(batch, kept, strict=True):
+            if not future.done():  # its sender may have gone
+                future.set_result(fate)
+
+    @staticmethod
+    def _fail(batch: Sequence[_Waiting], error: Exception) -> None:
+        for _, future in batch:
+            if not future.done():
+                future.set_exception(error)
