@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from producers.schedules import ANY, Schedules
     from producers.webhooks.catchall import WebhookReceived, webhook_received
     from producers.webhooks.delivery import Delivery, Identity
+    from producers.webhooks.idempotency import Idempotency
     from producers.webhooks.receiver import WebhookReceiver
     from producers.webhooks.source import WebhookSource
     from topology.contract import JobType, Retry
@@ -58,6 +59,7 @@ _HOMES = {
     "Delivery": "producers.webhooks.delivery",
     "EnqueueError": "topology.errors",
     "HarelineError": "topology.errors",
+    "Idempotency": "producers.webhooks.idempotency",
     "Identity": "producers.webhooks.delivery",
     "Job": "consumers.job",
     "Jobs": "hareline.jobs",
@@ -99,6 +101,7 @@ __all__ = [
     "Delivery",
     "EnqueueError",
     "HarelineError",
+    "Idempotency",
     "Identity",
     "Job",
     "JobType",

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from store import dead_letters, jobs_read, schedules
 from store.engine import Database
 from store.recovery import persistently
-from store.tables import inbox, keys, occurrences, webhooks
+from store.tables import answers, inbox, keys, occurrences, webhooks
 from topology.settings import Settings
 
 BATCH: Final = 1000
@@ -29,7 +29,7 @@ class Retention:
 
     The job log's jobs by how they ended; dead letters since they died, whatever became of them; rows of the inbox,
     keys of jobs and issued occurrences of schedules far longer than their jobs may still come a second time;
-    schedules since they ended. Webhooks say themselves until when.
+    schedules since they ended. Webhooks and answers say themselves until when.
     """
 
     jobs_done: float
@@ -73,6 +73,7 @@ class Retention:
             "occurrences": _aged(occurrences, "issued_at", self.occurrences),
             "schedules": old_schedules,
             "webhooks": _aged(webhooks, "expires_at", 0.0),
+            "answers": _aged(answers, "expires_at", 0.0),
         }
 
 

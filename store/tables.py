@@ -271,3 +271,23 @@ webhooks: Final = Table(
     Index("ix_hareline_webhooks_expires_at", "expires_at"),
 )
 """Deliveries that were accepted, and the job that each started. A key may be used anew after ``expires_at``."""
+
+answers: Final = Table(
+    "hareline_answers",
+    metadata,
+    Column("scope", Text, nullable=False),
+    Column("idempotency_key", Text, nullable=False),
+    Column("fingerprint", Text, nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("locked_until", Moment, nullable=False),
+    Column("status", SmallInteger),
+    Column("headers", Json),
+    Column("body", LargeBinary),
+    Column("expires_at", Moment, nullable=False),
+    PrimaryKeyConstraint("scope", "idempotency_key"),
+    Index("ix_hareline_answers_expires_at", "expires_at"),
+)
+"""Answers of a service's own API, by the caller's idempotency key. ``status`` is null while the first call runs.
+
+``owner`` is the call that runs; another may take over after ``locked_until``.
+"""

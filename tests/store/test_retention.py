@@ -25,7 +25,7 @@ from store import joblog
 from store.engine import Database
 from store.joblog import Merged
 from store.retention import Retention, clean
-from store.tables import attempts, dead_letters, inbox, jobs, keys, occurrences, schedules, webhooks
+from store.tables import answers, attempts, dead_letters, inbox, jobs, keys, occurrences, schedules, webhooks
 from tests.databases import opened
 from tests.lab import DEADLINE, ROOT, until
 from topology.settings import Settings
@@ -37,7 +37,7 @@ NOW = datetime(2030, 1, 31, 12, tzinfo=UTC)
 DAYS = Retention.of(Settings())
 TABLES = {
     "jobs": jobs, "dead_letters": dead_letters, "inbox": inbox, "keys": keys, "occurrences": occurrences,
-    "schedules": schedules, "webhooks": webhooks,
+    "schedules": schedules, "webhooks": webhooks, "answers": answers,
 }  # fmt: skip
 
 CHILD = """
@@ -100,6 +100,7 @@ async def test_what_is_older_goes_in_batches_and_nothing_else(database: Database
         "occurrences": 9,
         "schedules": 0,
         "webhooks": 0,
+        "answers": 0,
     }
     assert told[3:6] == [("dead_letters", 3), ("dead_letters", 6), ("dead_letters", 7)]
     assert await rows(database) == {
@@ -246,4 +247,5 @@ def test_the_command_cleans_by_the_settings_or_by_one_age(database_url: str) -> 
         "dead_letters": 0,
         "schedules": 0,
         "webhooks": 0,
+        "answers": 0,
     }

@@ -1,18 +1,18 @@
-"""Webhook deliveries that were accepted, and the job that each started."""
+"""Webhook deliveries that were accepted, and answers of services' own APIs, by idempotency key."""
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
 
-from store.columns import Moment
+from store.columns import Json, Moment
 
 revision = "0002"
 down_revision = "0001"
 
 
 def upgrade() -> None:
-    """Creates it."""
+    """Creates them."""
     op.create_table(
         "hareline_webhooks",
         sa.Column("webhook_id", sa.Text(), nullable=False),
@@ -28,8 +28,23 @@ def upgrade() -> None:
         sa.UniqueConstraint("source", "idempotency_key", name="uq_hareline_webhooks_source"),
     )
     op.create_index("ix_hareline_webhooks_expires_at", "hareline_webhooks", ["expires_at"])
+    op.create_table(
+        "hareline_answers",
+        sa.Column("scope", sa.Text(), nullable=False),
+        sa.Column("idempotency_key", sa.Text(), nullable=False),
+        sa.Column("fingerprint", sa.Text(), nullable=False),
+        sa.Column("owner", sa.Text(), nullable=False),
+        sa.Column("locked_until", Moment(), nullable=False),
+        sa.Column("status", sa.SmallInteger()),
+        sa.Column("headers", Json),
+        sa.Column("body", sa.LargeBinary()),
+        sa.Column("expires_at", Moment(), nullable=False),
+        sa.PrimaryKeyConstraint("scope", "idempotency_key", name="pk_hareline_answers"),
+    )
+    op.create_index("ix_hareline_answers_expires_at", "hareline_answers", ["expires_at"])
 
 
 def downgrade() -> None:
-    """Drops it."""
+    """Drops them."""
+    op.drop_table("hareline_answers")
     op.drop_table("hareline_webhooks")
