@@ -1,4 +1,4 @@
-"""The jobs that ship: `email`, `media`, `http` and `webhooks`. Use them as they are, or copy one and make it yours.
+"""The jobs that ship: `email`, `media`, `http`, `deliver` and `webhooks`. Use them, or copy one and make it yours.
 
 Each module holds a payload model, a `JobType`, a frozen settings class and ``register(app, settings)``, which
 gives the app a handler. They need the extra: ``pip install hareline[jobs]``.
