@@ -1,4 +1,4 @@
-"""The second part of the demo, with a database: a schedule, the outbox, and a dead letter that is edited to success."""
+"""The second part of the demo, with a database: a schedule, the outbox, webhooks, a dead letter edited to success."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from consumers.jobs.email import Email
 from hareline.demo.contracts import JOB_TYPES, send_email
 from hareline.demo.errand import Errand, run_errand
 from hareline.demo.screen import Screen
+from hareline.demo.webhooks import Deliveries, Senders
 from hareline.demo.world import World
 from producers.dead_letters import DeadLetters, Filters
 from producers.producer import Producer
@@ -42,6 +43,7 @@ class Lasting:
     rolled_back_ran: bool
     dead_letters: int
     replayed_to_success: bool
+    webhooks: Deliveries
 
     def is_good(self, deaths: int) -> bool:
         """Whether all went as it must, with ``deaths`` jobs dead before."""
@@ -51,6 +53,7 @@ class Lasting:
             and not self.rolled_back_ran
             and self.dead_letters == deaths
             and self.replayed_to_success
+            and self.webhooks.is_good
         )
 
 
@@ -83,8 +86,9 @@ class LastingPart:
                     await stack.enter_async_context(self._process("worker", job_type, app=app))
                 firings = await self._schedule(database)
                 committed, rolled_back = await self._transactions(database)
+                webhooks = await self._webhooks()
                 letters, success = await self._desk(database, deaths)
-            return Lasting(firings, committed, rolled_back, letters, success)
+            return Lasting(firings, committed, rolled_back, letters, success, webhooks)
         finally:
             await database.close()
 
@@ -115,6 +119,14 @@ class LastingPart:
             f"one in a rolled-back transaction {'ran' if ran[1] else 'never ran'}"
         )
         return ran
+
+    async def _webhooks(self) -> Deliveries:
+        arguments = ("webhooks", "--port", "0")
+        senders = Senders(self._log(arguments), self._until, self._mails_to)
+        async with self._process(*arguments, app="hareline.demo.shop_app:app", more=senders.environment):
+            found = await senders.go()
+        self._screen.step(str(found))
+        return found
 
     async def _desk(self, database: Database, deaths: int) -> tuple[int, bool]:
         address = "ann-after-all@example.com"
@@ -151,15 +163,20 @@ class LastingPart:
                 return
             await asyncio.sleep(_TICK)
 
+    def _log(self, arguments: Sequence[str]) -> Path:
+        return self._logs / f"{'-'.join(arguments)}-with-database.log"
+
     @asynccontextmanager
-    async def _process(self, *arguments: str, app: str = "hareline.demo.app:app") -> AsyncIterator[None]:
-        with (self._logs / f"{'-'.join(arguments)}-with-database.log").open("ab") as output:
+    async def _process(
+        self, *arguments: str, app: str = "hareline.demo.app:app", more: Mapping[str, str] | None = None
+    ) -> AsyncIterator[None]:
+        with self._log(arguments).open("ab") as output:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "hareline", *arguments),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={**os.environ, **self._environment, "HARELINE_APP": app},
+                env={**os.environ, **self._environment, **(more or {}), "HARELINE_APP": app},
                 start_new_session=True,
             )
             try:
