@@ -23,6 +23,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from producers.webhooks import openapi
 from producers.webhooks.answers import UNSIGNED, Problem, accepted, unavailable
 from producers.webhooks.delivery import Answering, Delivery, Reply
 from producers.webhooks.guard import Guard, body_of
@@ -38,6 +39,8 @@ from topology.settings import Settings
 logger = logging.getLogger(__name__)
 
 _READY_WITHIN: Final = 5.0
+_VERSION: Final = "1"
+"""Of this interface, not of the package."""
 
 
 class WebhookReceiver:
@@ -147,6 +150,10 @@ class WebhookReceiver:
         job = {"job_id": found.job_id, "job_type": found.job_type}
         return JSONResponse({**about, "status": status, **job, "received_at": found.received_at.isoformat()})
 
+    async def _document(self, request: Request) -> Response:
+        del request
+        return JSONResponse(openapi.document(list(self._sources), _VERSION))
+
     async def _live(self, request: Request) -> Response:
         del request
         return JSONResponse({"status": "alive"})
@@ -169,6 +176,7 @@ class WebhookReceiver:
         routes = [
             Route("/webhooks/{source}", self._receive, methods=["POST"]),
             Route("/webhooks/{source}/{webhook_id}", self._status, methods=["GET"]),
+            Route("/openapi.json", self._document, methods=["GET"]),
             Route("/livez", self._live, methods=["GET"]),
             Route("/readyz", self._ready, methods=["GET"]),
         ]
