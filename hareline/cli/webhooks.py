@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import logging
 import shlex
 import socket
 import sys
@@ -24,8 +24,10 @@ from producers.webhooks.source import WebhookSource
 from store import schema
 from store.engine import Database
 from topology.envelope import new_id
-from topology.errors import OptionInvalid, SettingsError
+from topology.errors import DatabaseUnavailable, OptionInvalid, SettingsError
 from topology.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 _BACKLOG: Final = 2048
 _ROOM_FOR_A_PROBLEM: Final = 2
@@ -55,12 +57,11 @@ def webhooks(context: click.Context, host: str | None, port: int | None) -> None
     if not sources:
         raise SettingsError(f"{settings.app} has no webhooks: declare App(webhooks=[WebhookSource(...)])")
     receiver = WebhookReceiver(sources, settings)  # a source without a secret is refused before anything is opened
-    asyncio.run(_verify(settings))
     listening = _listen(
         settings.webhooks_host if host is None else host, settings.webhooks_port if port is None else port
     )
     click.echo(f"webhooks at {_address(listening)}/webhooks/: {', '.join(source.name for source in sources)}", err=True)
-    run_service(lambda: _Served(receiver, settings, listening), settings)
+    run_service("the receiver", lambda _: _Served(receiver, settings, listening), settings, _verify)
 
 
 @webhooks.command(epilog="""Example: hareline webhooks send shop --event order.created '{"id": 7}'""")
@@ -131,12 +132,12 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def _verify(settings: Settings) -> None:
-    database = Database.from_settings(settings)
+async def _verify(database: Database) -> None:
+    """The tables must be there. A database that is away is no reason to wait: a sender that hears 503 comes again."""
     try:
         await schema.verify(database)
-    finally:
-        await database.close()
+    except DatabaseUnavailable as error:
+        logger.warning("deliveries are answered with 503 until the database is back: %s", error)
 
 
 def _listen(host: str, port: int) -> socket.socket:
