@@ -167,7 +167,7 @@ def _messages(every: list[Kind], number: int) -> Iterator[Message]:
         delivery = SimpleNamespace(properties=properties, queue=queue, job_type=kind.job_type, body=body)
         error = type(kind.error, (Exception,), {})(kind.text.replace("#", str(n)))
         outcome = Dead(kind.reason, error)
-        message = dead_letter(NAMES, cast("Delivery", delivery), None, outcome)
+        message = dead_letter(NAMES, cast("Delivery", delivery), None, outcome, None)
         message.properties.headers[TRACEBACK] = kind.traceback  # an error that was not raised has none
         yield message
 

@@ -92,7 +92,11 @@ def until(condition: Callable[[], Any], failure: str, *roles: Role, timeout: flo
 
 def environment(arena: Arena, store: Store) -> dict[str, str]:
     """For a process of Hareline's own on this broker and this store."""
-    own = HARELINE.environment | {"HARELINE_DATABASE_URL": store.url, "PYTHONPATH": str(BENCH.parent)}
+    own = HARELINE.environment | {
+        "HARELINE_DEAD_RETENTION": "365d",  # nothing is to be removed while it is counted
+        "HARELINE_DATABASE_URL": store.url,
+        "PYTHONPATH": str(BENCH.parent),
+    }
     return os.environ | arena.environment() | own | {"PYTHONUNBUFFERED": "1"}
 
 
