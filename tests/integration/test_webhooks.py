@@ -333,10 +333,7 @@ async def test_with_the_database_cut_in_the_middle_nothing_acknowledged_is_lost(
         assert len(await started(database)) == 200
 
 
-async def test_a_database_that_hangs_is_a_database_that_is_away(
-    postgresql_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("producers.webhooks.journal.PATIENCE", 0.3)
+async def test_a_database_that_hangs_is_a_database_that_is_away(postgresql_url: str) -> None:
     async with opened(postgresql_url) as holder, opened(postgresql_url) as database:
         receiver = WebhookReceiver(SOURCES, NOWHERE, database=database)
         receiver._journal._patience = 0.3
