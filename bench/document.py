@@ -1,22 +1,35 @@
 """Writes the tables of docs/performance.md from the JSON document of a run."""
 
 import json
+import re
 import textwrap
 from pathlib import Path
 
 import report
+from scenarios import STORE
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
-BEGIN, END = "<!-- begin: ./dev bench --document -->", "<!-- end: ./dev bench --document -->"
+BLOCK = re.compile(
+    r"(<!-- begin: \./dev bench --document, of (?P<scenarios>[a-z, -]+) -->\n)"
+    r".*?(<!-- end: \./dev bench --document -->)",
+    re.DOTALL,
+)
+"""A part of the page that is written from the runs of some scenarios, and only from runs that have any of them."""
 
 
 def write(source: Path, page: Path = PAGE) -> None:
-    """Replace what stands between the page's two marks by the tables of the run in `source`."""
-    text = page.read_text()
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    tables = "\n".join(_tables(json.loads(source.read_text())))
-    page.write_text(f"{before}{BEGIN}\n\n{tables}\n{END}{after}")
+    """Replace the tables of each block that the run in `source` has scenarios of."""
+    document = json.loads(source.read_text())
+
+    def block(match: re.Match) -> str:
+        names = match["scenarios"].split(", ")
+        summary = {name: labels for name, labels in document["summary"].items() if name in names}
+        if not summary:
+            return match[0]
+        tables = "\n".join(_tables(document | {"summary": summary}))
+        return f"{match[1]}\n{tables}\n{match[3]}"
+
+    page.write_text(BLOCK.sub(block, page.read_text()))
 
 
 def _tables(document: dict):
@@ -25,7 +38,7 @@ def _tables(document: dict):
     yield f"Python {machine['python']},"
     yield f"{broker['product']} {broker['version']} on {broker['platform']}. Medians of"
     yield f"{document['arguments']['runs']} runs (the soak: one). Load at the start: {machine['load']}."
-    if document.get("database"):
+    if document.get("database") and set(STORE) & set(document["summary"]):
         database = document["database"]
         settings = ", ".join(f"{name} {value}" for name, value in database["settings"].items())
         server = f"The store on PostgreSQL {database['version']}, {database['server']}: {settings}."
@@ -35,13 +48,13 @@ def _tables(document: dict):
         ["target", "measured", "limit", "against", ""],
         [
             [
-                target["name"],
-                f"{target['measured']:,.2f}",
-                f"{'at least' if target['at_least'] else 'at most'} {target['limit']:,.2f}",
-                target["against"],
-                "met" if target["met"] else "**missed**",
+                target.name,
+                f"{target.measured:,.2f}",
+                f"{'at least' if target.at_least else 'at most'} {target.limit:,.2f}",
+                target.against,
+                "met" if target.met else "**missed**",
             ]
-            for target in document["targets"]
+            for target in report.targets(document["summary"])
         ],
     )
     for scenario, labels in document["summary"].items():

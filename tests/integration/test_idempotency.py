@@ -19,12 +19,15 @@ from starlette.routing import Route
 
 from hareline import Idempotency
 from store.engine import Database
-from store.inbox import clean
+from store.retention import Retention, clean
 from tests.databases import opened
 from tests.faults.proxy import Proxy
 from tests.webhooks import NOWHERE, listening
+from topology.settings import Settings
 
 pytestmark = pytest.mark.machine
+
+DAYS = Retention.of(Settings())
 
 
 class Api:
@@ -176,8 +179,8 @@ async def test_answers_are_kept_for_a_day(api: Api, database: Database) -> None:
         assert (await post(client)).json()["run"] == 1
         api.now += timedelta(hours=1)
         assert (await post(client)).json()["run"] == 2
-    assert (await clean(database, now=lambda: api.now))["answers"] == 0
-    assert (await clean(database, now=lambda: api.now + timedelta(days=2)))["answers"] == 1
+    assert (await clean(database, DAYS, clock=lambda: api.now))["answers"] == 0
+    assert (await clean(database, DAYS, clock=lambda: api.now + timedelta(days=2)))["answers"] == 1
 
 
 async def test_with_the_database_away_nothing_is_run(api: Api, postgresql_url: str) -> None:

@@ -17,8 +17,9 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader, NumberDataPoint
 
 from consumers.event_recorder import EventRecorder
-from consumers.job_retention import JobRetention
 from consumers.recorder import Recorder
+from consumers.rounds import Rounds
+from consumers.upkeep import take_stock
 from hareline import Jobs
 from hareline.broker import Broker
 from store.engine import Database
@@ -76,7 +77,7 @@ async def own_lab(broker: Broker, request: pytest.FixtureRequest) -> AsyncIterat
 async def recording(lab: Lab, database: Database) -> AsyncIterator[None]:
     """A recorder as the command runs it, but for the desk; it looks for losses all the time."""
     own = Database(database.url.render_as_string(hide_password=False))
-    parts = [EventRecorder(lab.settings, own), JobRetention(lab.settings, own, every=0.05)]
+    parts = [EventRecorder(lab.settings, own), Rounds(lambda: take_stock(own), 0.05)]
     recorder = Recorder(lab.settings, own, parts=parts)
     task = asyncio.create_task(recorder.run())
     try:

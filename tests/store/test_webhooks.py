@@ -11,14 +11,17 @@ import pytest
 from sqlalchemy import select
 
 from store.engine import Database
-from store.inbox import clean
 from store.outbox import OutboxRow
+from store.retention import Retention, clean
 from store.tables import outbox, webhooks
 from store.webhooks import RETENTION, Arrival, Kept, accept, find
 from topology.envelope import new_id
 from topology.errors import NotFound
+from topology.settings import Settings
 
 pytestmark = pytest.mark.machine
+
+DAYS = Retention.of(Settings())
 
 NOW = datetime(2030, 1, 31, 12, tzinfo=UTC)
 
@@ -112,5 +115,5 @@ async def test_a_delivery_is_found_by_its_source_and_id(database: Database) -> N
 async def test_cleaning_removes_what_has_expired(database: Database) -> None:
     await accepted(database, arrival("old"), now=NOW - timedelta(days=8))
     await accepted(database, arrival("young"), now=NOW - timedelta(days=6))
-    assert (await clean(database, now=lambda: NOW))["webhooks"] == 1
+    assert (await clean(database, DAYS, clock=lambda: NOW))["webhooks"] == 1
     assert [row.idempotency_key for row in await rows(database, webhooks)] == ["young"]
