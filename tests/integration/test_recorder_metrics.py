@@ -33,7 +33,7 @@ from topology.settings import Settings
 pytestmark = pytest.mark.machine
 
 Read = Callable[[str], float]
-ROOM = 32 * 1024
+ROOM = 256 * 1024
 """Bytes of the queue of reports, so that some batches fill it."""
 
 
@@ -137,7 +137,7 @@ async def test_a_recorder_that_is_late_slows_no_worker_and_losses_are_counted(
     async with listening(own_lab, "job.batch.done") as news:
         producer = await own_lab.producer(report=True)
         async with own_lab.working(app):
-            while len(news.batches) < 40:
+            while len(news.batches) < 40 or len(sent) < 12_000:
                 wave = await producer.enqueue_many(numbers, [Number(n=n) for n in range(50)])
                 sent.update(wave)
                 await until(lambda: sent <= ran, "the worker keeps up")
