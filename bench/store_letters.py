@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from arena import Arena
 from peers.meter import percentiles
 from processes import ContenderError
-from producers.dead_letters import DeadLetters, Filters
+from producers.dead_letters import DeadLetterFilters, DeadLetters
 from store_database import Store
 from store_graveyard import ERRORS, REFUSED, TIMEOUT, TYPES, bury, kinds, publish
 from store_recorder import progress
@@ -44,32 +44,32 @@ async def _list(arena: Arena, store: Store) -> dict:
     return {"pages": len(samples), "slowest": slowest[1]} | percentiles(samples)
 
 
-def _filters() -> list[Filters]:
+def _filters() -> list[DeadLetterFilters]:
     now = datetime.now(UTC)
     common, foreign = TIMEOUT.name, REFUSED.name
     (job_type, group), (other, _) = TYPES[0], TYPES[-1]
     mark = next(kind.fingerprint for kind in kinds() if (kind.job_type, kind.error) == (job_type, common))
     return [
-        Filters(),
-        Filters(status=None),
-        Filters(status="replayed"),
-        Filters(status="discarded", type=job_type),
-        Filters(type=job_type),
-        Filters(error=common),
-        Filters(reason="permanent"),
-        Filters(group=group),
-        Filters(fingerprint=mark),
-        Filters(since=now - timedelta(days=1)),
-        Filters(since=now - timedelta(hours=1), status=None),
-        Filters(type=job_type, error=common),
-        Filters(type=job_type, reason="exhausted"),
-        Filters(group=group, error=ERRORS[1].name),
-        Filters(type=job_type, since=now - timedelta(days=7)),
-        Filters(error=common, since=now - timedelta(days=7), status=None),
-        Filters(type=other, error=foreign),
-        Filters(type=job_type, error=foreign),  # there are many of each, and none that is both
-        Filters(reason="exhausted", error=foreign),  # the same
-        Filters(type="shop.unknown"),
+        DeadLetterFilters(),
+        DeadLetterFilters(status=None),
+        DeadLetterFilters(status="replayed"),
+        DeadLetterFilters(status="discarded", type=job_type),
+        DeadLetterFilters(type=job_type),
+        DeadLetterFilters(error=common),
+        DeadLetterFilters(reason="permanent"),
+        DeadLetterFilters(group=group),
+        DeadLetterFilters(fingerprint=mark),
+        DeadLetterFilters(since=now - timedelta(days=1)),
+        DeadLetterFilters(since=now - timedelta(hours=1), status=None),
+        DeadLetterFilters(type=job_type, error=common),
+        DeadLetterFilters(type=job_type, reason="exhausted"),
+        DeadLetterFilters(group=group, error=ERRORS[1].name),
+        DeadLetterFilters(type=job_type, since=now - timedelta(days=7)),
+        DeadLetterFilters(error=common, since=now - timedelta(days=7), status=None),
+        DeadLetterFilters(type=other, error=foreign),
+        DeadLetterFilters(type=job_type, error=foreign),  # there are many of each, and none that is both
+        DeadLetterFilters(reason="exhausted", error=foreign),  # the same
+        DeadLetterFilters(type="shop.unknown"),
     ]
 
 
@@ -117,7 +117,7 @@ SELECT job_type, count(*) FROM hareline_dead_letters WHERE status = 'dead' GROUP
 
 async def _replay(arena: Arena, store: Store, job_type: str) -> int:
     async with DeadLetters(settings(arena, store)) as desk:
-        return await desk.replay(Filters(type=job_type))
+        return await desk.replay(DeadLetterFilters(type=job_type))
 
 
 def _graveyard(arena: Arena, effort) -> Store:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hareline.jobs import Jobs
     from producers.blocking import BlockingProducer
     from producers.blocking_schedules import BlockingSchedules
-    from producers.dead_letters import DeadLetters
+    from producers.dead_letters import DeadLetterFilters, DeadLetters
     from producers.declaration import Schedule
     from producers.producer import Producer
     from producers.schedules import ANY, Schedules
@@ -55,6 +55,7 @@ _HOMES = {
     "BrokerBlocked": "topology.errors",
     "Cancelled": "consumers.outcome",
     "ConnectionLost": "topology.errors",
+    "DeadLetterFilters": "producers.dead_letters",
     "DeadLetters": "producers.dead_letters",
     "Delivery": "producers.webhooks.delivery",
     "EnqueueError": "topology.errors",
@@ -97,6 +98,7 @@ __all__ = [
     "BrokerBlocked",
     "Cancelled",
     "ConnectionLost",
+    "DeadLetterFilters",
     "DeadLetters",
     "Delivery",
     "EnqueueError",

@@ -17,10 +17,10 @@ from store.dead_letters import (
     DEAD,
     STATUSES,
     DeadLetter,
+    DeadLetterFilters,
     DeadLetterGroup,
     DeadLetterPage,
     DeadLetterStats,
-    Filters,
 )
 from store.engine import Database
 from store.recovery import persistently
@@ -31,7 +31,7 @@ from topology.errors import NotFound, OptionInvalid, PayloadInvalid, PayloadTooL
 from topology.settings import Settings
 from topology.text import expect_storable, shown
 
-__all__ = ["DeadLetter", "DeadLetterGroup", "DeadLetterPage", "DeadLetterStats", "DeadLetters", "Filters"]
+__all__ = ["DeadLetter", "DeadLetterFilters", "DeadLetterGroup", "DeadLetterPage", "DeadLetterStats", "DeadLetters"]
 
 T = TypeVar("T")
 
@@ -67,7 +67,7 @@ class DeadLetters(StoreClient):
         self._types = {job_type.name: job_type for job_type in job_types}
 
     async def list(
-        self, filters: Filters | None = None, *, limit: int = 100, cursor: str | None = None
+        self, filters: DeadLetterFilters | None = None, *, limit: int = 100, cursor: str | None = None
     ) -> DeadLetterPage:
         """A page, the latest first. Raises CursorInvalid for a cursor that was altered or is of other filters."""
         if not 1 <= limit <= LARGEST_PAGE:
@@ -80,7 +80,7 @@ class DeadLetters(StoreClient):
         async with self._reading() as connection:
             return await rows.get(connection, _checked_id(letter_id))
 
-    async def count(self, filters: Filters | None = None) -> int:
+    async def count(self, filters: DeadLetterFilters | None = None) -> int:
         """How many there are."""
         async with self._reading() as connection:
             return await rows.count(connection, _checked(filters))
@@ -133,14 +133,14 @@ class DeadLetters(StoreClient):
         async with self._reading() as connection:
             return await rows.stats(connection, self._clock())
 
-    async def groups(self, filters: Filters | None = None, *, limit: int = 100) -> Sequence[DeadLetterGroup]:
+    async def groups(self, filters: DeadLetterFilters | None = None, *, limit: int = 100) -> Sequence[DeadLetterGroup]:
         """By job type and exception, the largest first."""
         async with self._reading() as connection:
             return await rows.groups(connection, _checked(filters), limit)
 
     async def replay(
         self,
-        which: Sequence[int] | Filters,
+        which: Sequence[int] | DeadLetterFilters,
         *,
         rate: float | None = None,
         dry_run: bool = False,
@@ -156,7 +156,7 @@ class DeadLetters(StoreClient):
         if rate is not None and not 0 < rate < math.inf:
             raise OptionInvalid(f"rate is {rate}: a number above zero, of letters in a second, is needed")
         chunk = _CHUNK if rate is None else max(1, min(_CHUNK, int(rate)))
-        if isinstance(which, Filters):
+        if isinstance(which, DeadLetterFilters):
             return await self._replay_all(_dead(which), rate, chunk, dry_run, progress)
         ids = list(dict.fromkeys(map(_checked_id, which)))
         async with self._reading() as connection:
@@ -178,7 +178,7 @@ class DeadLetters(StoreClient):
         return number
 
     async def _replay_all(
-        self, filters: Filters, rate: float | None, chunk: int, dry_run: bool, progress: Progress
+        self, filters: DeadLetterFilters, rate: float | None, chunk: int, dry_run: bool, progress: Progress
     ) -> int:
         async with self._reading() as connection:
             if dry_run:
@@ -194,7 +194,7 @@ class DeadLetters(StoreClient):
         return total
 
     async def _replay_chunk(
-        self, filters: Filters, after: int, last: int, limit: int, progress: Progress
+        self, filters: DeadLetterFilters, after: int, last: int, limit: int, progress: Progress
     ) -> tuple[int, int | None]:
         async with self._transaction() as connection:
             number, highest = await replays.replay_chunk(
@@ -268,8 +268,8 @@ async def _pace(done: int, rate: float | None, began: float) -> None:
         await asyncio.sleep(max(0.0, began + done / rate - time.monotonic()))
 
 
-def _checked(filters: Filters | None) -> Filters:
-    filters = filters or Filters()
+def _checked(filters: DeadLetterFilters | None) -> DeadLetterFilters:
+    filters = filters or DeadLetterFilters()
     expect_storable(
         type=filters.type,
         error=filters.error,
@@ -284,7 +284,7 @@ def _checked(filters: Filters | None) -> Filters:
     return filters
 
 
-def _dead(filters: Filters) -> Filters:
+def _dead(filters: DeadLetterFilters) -> DeadLetterFilters:
     if _checked(filters).status != DEAD:
         raise OptionInvalid("only what is dead can be replayed: leave the status out")
     return filters

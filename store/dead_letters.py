@@ -66,7 +66,7 @@ _KEY: Final = ("message_key",)
 
 
 @dataclass(frozen=True, slots=True)
-class Filters:
+class DeadLetterFilters:
     """Which dead letters; what is None does not matter. ``status`` None means all."""
 
     type: str | None = None
@@ -187,7 +187,7 @@ async def record(connection: AsyncConnection, letters: Sequence[NewLetter], now:
 
 
 async def page(
-    connection: AsyncConnection, filters: Filters, limit: int = 100, cursor: str | None = None
+    connection: AsyncConnection, filters: DeadLetterFilters, limit: int = 100, cursor: str | None = None
 ) -> DeadLetterPage:
     """The latest first. Raises CursorInvalid for a cursor of other filters, or none of ours.
 
@@ -248,7 +248,7 @@ def _missing(letter_id: int) -> NoReturn:
     raise NotFound(f"there is no dead letter {letter_id}: `hareline dlq list` shows the ids")
 
 
-async def count(connection: AsyncConnection, filters: Filters, *, upto: int | None = None) -> int:
+async def count(connection: AsyncConnection, filters: DeadLetterFilters, *, upto: int | None = None) -> int:
     """How many there are; none beyond ``upto`` are counted."""
     clauses = filters.clauses()
     if filters.status is not None:
@@ -259,7 +259,7 @@ async def count(connection: AsyncConnection, filters: Filters, *, upto: int | No
 
 async def died_within(connection: AsyncConnection, hours: float, now: datetime, *, upto: int | None = None) -> int:
     """How many died within the last ``hours``, whatever became of them since."""
-    return await count(connection, Filters(since=ago("hours", hours * 3600, now), status=None), upto=upto)
+    return await count(connection, DeadLetterFilters(since=ago("hours", hours * 3600, now), status=None), upto=upto)
 
 
 async def latest_id(connection: AsyncConnection) -> int:
@@ -287,7 +287,7 @@ async def stats(connection: AsyncConnection, now: datetime) -> DeadLetterStats:
     for queue, job_type, number, _ in rows:
         by_queue[queue or ""] = by_queue.get(queue or "", 0) + number
         by_type[job_type] = by_type.get(job_type, 0) + number
-    recent = await count(connection, Filters(since=now - _DAY))
+    recent = await count(connection, DeadLetterFilters(since=now - _DAY))
     return DeadLetterStats(
         sum(by_type.values()), by_queue, by_type, recent, min((row[3] for row in rows), default=None)
     )
@@ -295,10 +295,10 @@ async def stats(connection: AsyncConnection, now: datetime) -> DeadLetterStats:
 
 async def totals(connection: AsyncConnection, now: datetime) -> tuple[int, int]:
     """How many are dead, and how many of these died within the last 24 hours."""
-    return await count(connection, Filters()), await count(connection, Filters(since=now - _DAY))
+    return await count(connection, DeadLetterFilters()), await count(connection, DeadLetterFilters(since=now - _DAY))
 
 
-async def groups(connection: AsyncConnection, filters: Filters, limit: int = 100) -> list[DeadLetterGroup]:
+async def groups(connection: AsyncConnection, filters: DeadLetterFilters, limit: int = 100) -> list[DeadLetterGroup]:
     """By job type and exception, the largest first."""
     clauses = filters.clauses()
     if filters.status is not None:

@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import JSONB, array
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from store import outbox
-from store.dead_letters import CHUNK, DEAD, REPLAYED, DeadLetter, Filters, letter_of_row
+from store.dead_letters import CHUNK, DEAD, REPLAYED, DeadLetter, DeadLetterFilters, letter_of_row
 from store.tables import dead_letters
 from store.tables import outbox as outbox_table
 from topology.envelope import BROKER, FAILURE, REPLACES, REPLAY
@@ -37,7 +37,7 @@ async def replay(connection: AsyncConnection, ids: Sequence[int], now: datetime)
 
 
 async def replay_chunk(
-    connection: AsyncConnection, filters: Filters, now: datetime, *, after: int, last: int, limit: int
+    connection: AsyncConnection, filters: DeadLetterFilters, now: datetime, *, after: int, last: int, limit: int
 ) -> tuple[int, int | None]:
     """Replays up to ``limit`` of the dead ones with ids above ``after``, up to ``last``; returns (how many, last id).
 

@@ -15,7 +15,7 @@ import click
 from hareline.cli.enqueue import AgeOption, read_json
 from hareline.cli.loading import load_app
 from hareline.cli.table import echo_table
-from producers.dead_letters import LARGEST_PAGE, DeadLetter, DeadLetters, Filters
+from producers.dead_letters import LARGEST_PAGE, DeadLetter, DeadLetterFilters, DeadLetters
 from store.dead_letters import DEAD, STATUSES
 from topology.settings import Settings
 
@@ -62,9 +62,9 @@ def _filters(command: F) -> F:
     return command
 
 
-def _filters_of(options: dict[str, Any], status: str | None = DEAD) -> Filters:
+def _filters_of(options: dict[str, Any], status: str | None = DEAD) -> DeadLetterFilters:
     since = options.pop("since")
-    return Filters(since=None if since is None else _ago(since), status=status, **options)
+    return DeadLetterFilters(since=None if since is None else _ago(since), status=status, **options)
 
 
 def _ago(seconds: float) -> datetime:

@@ -19,7 +19,7 @@ from hareline.demo.errand import Errand, run_errand
 from hareline.demo.screen import Screen
 from hareline.demo.webhooks import Deliveries, Senders
 from hareline.demo.world import World
-from producers.dead_letters import DeadLetters, Filters
+from producers.dead_letters import DeadLetterFilters, DeadLetters
 from producers.producer import Producer
 from producers.schedules import Schedules
 from store.engine import Database
@@ -137,7 +137,7 @@ class LastingPart:
 
             await self._until(recorded)
             count = await desk.count()
-            page = await desk.list(Filters(type=send_email.name), limit=1)
+            page = await desk.list(DeadLetterFilters(type=send_email.name), limit=1)
             if not page.items:
                 return count, False
             [letter] = page.items

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from consumers.obituary import letter_of
 from hareline import DeadLetters, HarelineError, Jobs, JobType, OptionInvalid, Producer, Schedules
 from hareline.cli import main
-from producers.dead_letters import Filters
+from producers.dead_letters import DeadLetterFilters
 from store import dead_letters, joblog
 from store.engine import Database
 from store.joblog import Merged
@@ -237,9 +237,8 @@ async def fill(url: str) -> None:
     merged.add([["job.done", f"j{n}", "t", 0, 1, now.timestamp() - n, 0.1, None, None] for n in range(3)], {})
     letters = []
     for n in range(3):
-        properties = BasicProperties(message_id=f"d{n}", headers={"hareline-died-at": now.isoformat()})
-        properties.message_type = "t"  # as the control connection's client names it
-        letters.append(letter_of(Names("t"), properties, "t", b"{}", now, {}))
+        properties = BasicProperties(message_id=f"d{n}", type="t", headers={"hareline-died-at": now.isoformat()})
+        letters.append(letter_of(Names("t"), properties, b"{}", now, {}))
     async with opened(url) as database:
         for n in range(3):
             await Schedules(database).schedule_once(TYPE, {}, delay=60 + n)
@@ -272,7 +271,7 @@ async def test_a_cursor_is_taken_back_as_it_was_given_alone(database_url: str) -
         with pytest.raises(CursorInvalid):
             await Jobs(database).list(limit=1, status="dead", cursor=cursors[1])
         with pytest.raises(CursorInvalid):
-            await DeadLetters(database).list(Filters(error="E"), limit=1, cursor=cursors[2])
+            await DeadLetters(database).list(DeadLetterFilters(error="E"), limit=1, cursor=cursors[2])
 
 
 # -- from Python -------------------------------------------------------------------------------------------------------
@@ -297,12 +296,12 @@ NAIVE = datetime(2026, 1, 1)  # noqa: DTZ001 - the point
         ("holds a NUL", lambda d: Jobs(d).list(type=NUL)),
         ("is known", lambda d: Jobs(d).get(BROKEN)),
         ("limit", lambda d: DeadLetters(d).list(limit=0)),
-        ("needs a zone", lambda d: DeadLetters(d).list(Filters(since=NAIVE))),
-        ("is no UTF-8", lambda d: DeadLetters(d).groups(Filters(error=BROKEN))),
-        ("status", lambda d: DeadLetters(d).count(Filters(status="well"))),
-        ("leave the status out", lambda d: DeadLetters(d).replay(Filters(status="replayed"))),
-        ("rate", lambda d: DeadLetters(d).replay(Filters(), rate=float("inf"))),
-        ("rate", lambda d: DeadLetters(d).replay(Filters(), rate=float("nan"))),
+        ("needs a zone", lambda d: DeadLetters(d).list(DeadLetterFilters(since=NAIVE))),
+        ("is no UTF-8", lambda d: DeadLetters(d).groups(DeadLetterFilters(error=BROKEN))),
+        ("status", lambda d: DeadLetters(d).count(DeadLetterFilters(status="well"))),
+        ("leave the status out", lambda d: DeadLetters(d).replay(DeadLetterFilters(status="replayed"))),
+        ("rate", lambda d: DeadLetters(d).replay(DeadLetterFilters(), rate=float("inf"))),
+        ("rate", lambda d: DeadLetters(d).replay(DeadLetterFilters(), rate=float("nan"))),
         ("no dead letter", lambda d: DeadLetters(d).discard([-1])),
         ("no dead letter", lambda d: DeadLetters(d).replay([True])),
         ("calendar reaches", lambda d: DeadLetters(d).clean(timedelta.max)),

@@ -18,7 +18,7 @@ from sqlalchemy import select, text
 from consumers.dead_letter_recorder import DeadLetterRecorder
 from hareline import App, DeadLetters, Permanent, Settings
 from hareline.broker import Broker
-from producers.dead_letters import Filters
+from producers.dead_letters import DeadLetterFilters
 from store.engine import Database
 from store.tables import outbox
 from tests.lab import DEADLINE, ROOT, Lab, clear_namespace, until
@@ -152,7 +152,7 @@ async def test_malformed_messages_are_kept_byte_for_byte(desk_lab: Lab, database
         await until(is_there, "the row")
     (found,) = (await desk.list()).items
     assert (found.body, found.payload) == (b"\xff\x000", "\\xff\x000")
-    assert await desk.replay(Filters()) == 1
+    assert await desk.replay(DeadLetterFilters()) == 1
     async with database.reading() as connection:
         assert (await connection.execute(select(outbox.c.body))).scalar_one() == found.body
 

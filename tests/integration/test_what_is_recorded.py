@@ -12,7 +12,7 @@ import pytest
 
 from hareline import App, DeadLetters, JobType, Permanent, Producer, Schedules
 from hareline.broker import Broker
-from producers.dead_letters import Filters
+from producers.dead_letters import DeadLetterFilters
 from producers.scheduler import Scheduler
 from store.engine import Database
 from tests.integration.test_dead_letter_recorder import recording
@@ -107,7 +107,7 @@ async def test_a_job_that_is_replayed(own_lab: Lab, postgresql: Database) -> Non
 
     async with recording(own_lab, postgresql), own_lab.working(app, settings=replace(own_lab.settings, report=False)):
         await until(all_died, "all are at the desk")
-    assert await desk.replay(Filters()) == 4
+    assert await desk.replay(DeadLetterFilters()) == 4
     async with listening(own_lab) as news:
         async with relaying(own_lab.settings, postgresql):
             await emptied(postgresql)

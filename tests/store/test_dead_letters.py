@@ -14,7 +14,7 @@ from sqlalchemy import select
 
 from consumers.obituary import letter_of
 from hareline import DeadLetters, JobType, OptionInvalid, PayloadInvalid
-from producers.dead_letters import Filters
+from producers.dead_letters import DeadLetterFilters
 from store import dead_letters as rows
 from store import replays
 from store.dead_letters import NewLetter
@@ -64,19 +64,19 @@ async def test_pages_filters_and_cursors(database: Database, desk: DeadLetters) 
     seen: list[str] = []
     cursor = None
     for _ in range(3):
-        page = await desk.list(Filters(type="number.count"), limit=3, cursor=cursor)
+        page = await desk.list(DeadLetterFilters(type="number.count"), limit=3, cursor=cursor)
         seen += [item.job_id for item in page.items]
         cursor = page.next
     assert (seen, cursor) == ([f"job-{n}" for n in range(7)], None)
-    cursor = (await desk.list(Filters(), limit=3)).next
+    cursor = (await desk.list(DeadLetterFilters(), limit=3)).next
     assert cursor is not None
     for wrong in (cursor[:-2] + "xx", "nonsense"):
         with pytest.raises(CursorInvalid):
-            await desk.list(Filters(), limit=3, cursor=wrong)
+            await desk.list(DeadLetterFilters(), limit=3, cursor=wrong)
     with pytest.raises(CursorInvalid):
-        await desk.list(Filters(type="other"), cursor=cursor)
-    assert len((await desk.list(Filters(since=NOON - timedelta(minutes=2), status=None))).items) == 3
-    assert (await desk.list(Filters(error="KeyError"))).items == ()
+        await desk.list(DeadLetterFilters(type="other"), cursor=cursor)
+    assert len((await desk.list(DeadLetterFilters(since=NOON - timedelta(minutes=2), status=None))).items) == 3
+    assert (await desk.list(DeadLetterFilters(error="KeyError"))).items == ()
     with pytest.raises(NotFound):
         await desk.get(999)
 
@@ -112,20 +112,20 @@ async def test_all_that_match_in_the_same_form(database: Database, desk: DeadLet
     await recorded(database, *(letter(n, mine="kept", hareline_attempt=3) for n in range(30)))
     await recorded(database, letter(99, job_type="other"))
     told: list[int] = []
-    assert await desk.replay(Filters(type="number.count"), rate=1000, progress=told.append) == 30
+    assert await desk.replay(DeadLetterFilters(type="number.count"), rate=1000, progress=told.append) == 30
     found = await published(database)
     assert sum(told) == len(found) == len({row.job_id for row in found}) == 30
     assert all(row.headers == {"mine": "kept", "hareline-replay": 1} for row in found)
     assert {row.origin for row in found} == {"replay"}
-    assert await desk.replay(Filters(type="number.count")) == 0
+    assert await desk.replay(DeadLetterFilters(type="number.count")) == 0
     with pytest.raises(OptionInvalid):
-        await desk.replay(Filters(), rate=0)
+        await desk.replay(DeadLetterFilters(), rate=0)
 
 
 async def test_two_callers_replay_each_letter_once(database: Database, desk: DeadLetters) -> None:
     await recorded(database, *(letter(n) for n in range(200)))
     ids = [item.id for item in (await desk.list(limit=200)).items]
-    done = await asyncio.gather(desk.replay(ids), desk.replay(sorted(ids)), desk.replay(Filters()))
+    done = await asyncio.gather(desk.replay(ids), desk.replay(sorted(ids)), desk.replay(DeadLetterFilters()))
     found = await published(database)
     assert sum(done) == len(found) == len({row.job_id for row in found}) == 200
 
@@ -176,8 +176,8 @@ async def test_headers_that_no_database_takes_are_kept_in_a_form_that_it_does(
 async def test_since_is_the_same_moment_on_every_page(database: Database, desk: DeadLetters) -> None:
     """Even if the following page is asked for later, when "so long ago" is another moment."""
     await recorded(database, *(letter(n) for n in range(8)))
-    page = await desk.list(Filters(since=NOON - timedelta(minutes=5)), limit=4)
-    later = Filters(since=NOON - timedelta(minutes=4))
+    page = await desk.list(DeadLetterFilters(since=NOON - timedelta(minutes=5)), limit=4)
+    later = DeadLetterFilters(since=NOON - timedelta(minutes=4))
     rest = await desk.list(later, limit=4, cursor=page.next)
     assert ([item.job_id for item in rest.items], rest.next) == (["job-4", "job-5"], None)
     with pytest.raises(CursorInvalid, match="without 'since'"):
@@ -187,7 +187,7 @@ async def test_since_is_the_same_moment_on_every_page(database: Database, desk: 
 async def test_a_group_is_replayed_by_its_fingerprint(database: Database, desk: DeadLetters) -> None:
     await recorded(database, letter(1), letter(2), letter(3, hareline_error="KeyError"))
     largest, other = await desk.groups()
-    assert await desk.replay(Filters(fingerprint=largest.fingerprint)) == largest.count == 2
+    assert await desk.replay(DeadLetterFilters(fingerprint=largest.fingerprint)) == largest.count == 2
     assert {row.job_id for row in await published(database)} == {"job-1", "job-2"}
     assert [group.fingerprint for group in await desk.groups()] == [other.fingerprint]
 
@@ -195,7 +195,7 @@ async def test_a_group_is_replayed_by_its_fingerprint(database: Database, desk: 
 async def test_a_rate_is_never_exceeded(database: Database, desk: DeadLetters) -> None:
     await recorded(database, *(letter(n) for n in range(60)))
     ids = [item.id for item in (await desk.list()).items]
-    for which in (ids[:30], Filters()):
+    for which in (ids[:30], DeadLetterFilters()):
         began = time.monotonic()
         assert await desk.replay(which, rate=20) == 30
         assert time.monotonic() - began >= 1
