@@ -1,22 +1,18 @@
-"""Process entry points: an event loop, signals, logs, and one role running in it."""
+"""The entry point of a worker's process; `hareline.services` has the other roles."""
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
-import signal
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 from consumers.registry import Route
 from consumers.worker import Worker
 from hareline import logs
 from hareline.app import App
-from store import schema
-from store.engine import Database
-from store.recovery import persistently
+from hareline.event_loop import calm_the_collector, on_signals, run
 from topology.apply import apply, verify_for_worker
 from topology.contract import JobType
 from topology.errors import BrokerUnreachable, TopologyError
@@ -27,9 +23,7 @@ from topology.spec import Spec, derive
 
 logger = logging.getLogger(__name__)
 
-STOPPED_AT_ONCE: Final = 130
 _LOOK_FOR_PARENT: Final = 1.0
-_STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 def run_worker(
@@ -45,8 +39,8 @@ def run_worker(
 
     async def work() -> None:
         worker = Worker(app.registry, routes, settings, concurrency=concurrency, verify=verify)
-        _on_signals(worker.drain)
-        _calm_the_collector()
+        on_signals(worker.drain)
+        calm_the_collector()
         watch = asyncio.create_task(_outlived(child_of, worker.drain))
         await worker.run()
         watch.cancel()
@@ -56,70 +50,7 @@ def run_worker(
             logging.shutdown()
             os._exit(0)
 
-    _run(work)
-
-
-class Service(Protocol):
-    """What a role's process runs besides workers: a relay, a scheduler, a recorder."""
-
-    async def run(self) -> None:
-        """Works until `drain` is called, then finishes in good order."""
-
-    def drain(self) -> None:
-        """Asks it to stop."""
-
-
-Prepare = Callable[[Database], Awaitable[object]]
-"""What a role needs done before it begins; it may be repeated."""
-
-
-def run_service(
-    what: str, make: Callable[[Database], Service], settings: Settings, prepare: Prepare = schema.verify
-) -> None:
-    """Runs what ``make`` returns in this process until SIGTERM or SIGINT. A second signal stops it at once.
-
-    ``prepare`` comes first. A database that is away is waited for, at the start as later, with a warning that names
-    ``what`` waits and why; a signal ends the wait. Raises what else ``prepare`` does: SchemaOutdated above all.
-    """
-    logs.configure(settings.log_level)
-
-    async def work() -> None:
-        stopping = asyncio.Event()
-        _on_signals(stopping.set)
-        database = Database.from_settings(settings)
-        try:
-            if not await _before(stopping, persistently(what, lambda: prepare(database))):
-                return
-            service = make(database)
-            _calm_the_collector()
-            draining = asyncio.create_task(_then(stopping, service.drain))
-            try:
-                await service.run()
-            finally:
-                draining.cancel()
-        finally:
-            await database.close()
-
-    _run(work)
-
-
-async def _before(stopping: asyncio.Event, work: Coroutine[Any, Any, object]) -> bool:
-    """Does ``work`` unless it is asked to stop before that has ended; returns whether it was done."""
-    working, stopped = asyncio.create_task(work), asyncio.create_task(stopping.wait())
-    try:
-        await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            working.result()
-        return not stopping.is_set()
-    finally:
-        working.cancel()
-        stopped.cancel()
-        await asyncio.wait({working, stopped})
-
-
-async def _then(stopping: asyncio.Event, drain: Callable[[], None]) -> None:
-    await stopping.wait()
-    drain()
+    run(work)
 
 
 class Verification:
@@ -168,34 +99,3 @@ async def _outlived(parent: int | None, drain: Callable[[], None]) -> None:
         await asyncio.sleep(_LOOK_FOR_PARENT)
     logger.warning("the parent process %d is gone: stopping", parent)
     drain()
-
-
-def _calm_the_collector() -> None:
-    """What is loaded by now stays: keep it out of every later collection, which would otherwise show in the p99."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 20, 50)
-
-
-def _on_signals(drain: Callable[[], None]) -> None:
-    """The first signal drains. The second ends the process: the broker takes back what was unsettled."""
-    loop = asyncio.get_running_loop()
-
-    def handle() -> None:
-        for number in _STOP_SIGNALS:
-            # Not by way of the event loop: a handler that blocks it may be the very reason for a second signal.
-            loop.remove_signal_handler(number)
-            signal.signal(number, lambda *_: os._exit(STOPPED_AT_ONCE))
-        drain()
-
-    for number in _STOP_SIGNALS:
-        loop.add_signal_handler(number, handle)
-
-
-def _run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    try:
-        import uvloop  # noqa: PLC0415 - comes with the worker extra
-    except ImportError:
-        asyncio.run(work())
-    else:
-        uvloop.run(work())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from hareline.roles import run_service
+from hareline.services import run_service
 from producers.relay import Relay
 from topology.settings import Settings
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from consumers.recorder import Recorder
-from hareline.roles import run_service
+from hareline.services import run_service
 from topology.settings import Settings
 
 

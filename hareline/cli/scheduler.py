@@ -9,7 +9,7 @@ import click
 
 from hareline.app import App
 from hareline.cli.loading import load_app
-from hareline.roles import run_service
+from hareline.services import run_service
 from producers.reconcile import reconcile
 from producers.scheduler import Scheduler
 from store import schema

@@ -17,7 +17,7 @@ import click
 import uvicorn
 
 from hareline.cli.loading import load_app
-from hareline.roles import run_service
+from hareline.services import run_service
 from producers.webhooks.delivery import Signing
 from producers.webhooks.receiver import WebhookReceiver
 from producers.webhooks.source import WebhookSource

@@ -12,9 +12,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from opentelemetry import metrics
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader, NumberDataPoint
 
 from consumers.event_recorder import EventRecorder
 from consumers.recorder import Recorder
@@ -26,6 +23,7 @@ from store.engine import Database
 from tests.integration.test_recorder import Press, count, done, left, recorded
 from tests.integration.test_reporter import listening
 from tests.lab import DEADLINE, Lab, Number, clear_namespace, until
+from tests.meters import measured
 from topology import spec
 from topology.publisher import Publisher
 from topology.settings import Settings
@@ -37,31 +35,10 @@ ROOM = 256 * 1024
 """Bytes of the queue of reports, so that some batches fill it."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def metric() -> Read:
     """The value of ``hareline.recorder.`` so-and-so as an exporter would see it now; 0.0 for what was never told."""
-    reader = InMemoryMetricReader()
-    provider = MeterProvider([reader])
-    metrics.set_meter_provider(provider)
-    assert metrics.get_meter_provider() is provider, "another test has made the process's provider: share that one"
-
-    def read(name: str) -> float:
-        data = reader.get_metrics_data()
-        scopes = [] if data is None else [scope for one in data.resource_metrics for scope in one.scope_metrics]
-        points = [
-            point
-            for scope in scopes
-            for found in scope.metrics
-            if found.name == f"hareline.recorder.{name}"
-            for point in found.data.data_points
-        ]
-        if not points:
-            return 0.0
-        [point] = points
-        assert isinstance(point, NumberDataPoint)
-        return float(point.value)
-
-    return read
+    return lambda name: measured(f"hareline.recorder.{name}")
 
 
 @pytest.fixture
