@@ -13,6 +13,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from pydantic import BaseModel
 
 from hareline import BatchError, JobType, Producer
+from tests.faults.proxy import Proxy
 from tests.integration.topology_fixtures import take_all
 from tests.lab import Lab, Number, until
 from topology.envelope import Message
@@ -330,12 +331,16 @@ async def test_a_timeout_of_nothing_is_an_error_that_says_what_is_known(lab: Lab
     """The message was sent, so it may run; the producer goes on."""
     numbers = lab.job_type()
     await lab.apply(numbers)
-    producer = await lab.producer()
-    await producer.enqueue(numbers, {"n": 0})
-    with pytest.raises(NotConfirmed) as caught:
-        await producer.enqueue(numbers, {"n": 1}, timeout=0)
-    assert caught.value.maybe_enqueued
-    await producer.enqueue(numbers, {"n": 2}, timeout=math.inf)
+    async with Proxy(lab.settings.broker_urls[0]) as proxy:
+        producer = await lab.producer(broker_urls=(proxy.url,))
+        await producer.enqueue(numbers, {"n": 0})
+        proxy.stall()  # or the confirm may come before nothing is over
+        with pytest.raises(NotConfirmed) as caught:
+            await producer.enqueue(numbers, {"n": 1}, timeout=0)
+        proxy.resume()
+        assert caught.value.maybe_enqueued
+        await producer.enqueue(numbers, {"n": 2}, timeout=math.inf)
+        await producer.close()
     assert len(await taken(lab, numbers, 3)) == 3
 
 
