@@ -227,17 +227,18 @@ dead_letters: Final = Table(
     Column("replay_job_id", Text),
     Column("replaces", Text),
     Index("ix_hareline_dead_letters_list", "status", "died_at", "id"),
-    Index("ix_hareline_dead_letters_type", "job_type", "status", "died_at", "id"),
-    Index("ix_hareline_dead_letters_error", "error", "status", "died_at", "id"),
-    Index("ix_hareline_dead_letters_reason", "reason", "status", "died_at", "id"),
-    Index("ix_hareline_dead_letters_group", "group_name", "status", "died_at", "id"),
+    Index("ix_hareline_dead_letters_type", "job_type", "status", "died_at", "id", "error", "group_name"),
+    Index("ix_hareline_dead_letters_error", "error", "status", "died_at", "id", "job_type", "group_name"),
+    Index("ix_hareline_dead_letters_reason", "reason", "status", "died_at", "id", "job_type", "error"),
+    Index("ix_hareline_dead_letters_group", "group_name", "status", "died_at", "id", "job_type", "error"),
     Index("ix_hareline_dead_letters_fingerprint", "fingerprint", "status", "died_at", "id"),
     Index("ix_hareline_dead_letters_died_at", "died_at", "id"),
     sqlite_autoincrement=True,
 )
 """The dead-letter desk. ``status`` is dead, replayed or discarded; ``message_key`` tells a redelivery from a new one.
 
-``fingerprint`` groups by job type and exception. ``replaces``: the job id whose edited successor this one was.
+``fingerprint`` groups by job type and exception. Indexes end in what other filters ask: two that never match together
+are answered from the index alone. ``replaces``: the job id whose edited successor this one was.
 """
 
 reporters: Final = Table(

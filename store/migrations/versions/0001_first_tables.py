@@ -71,16 +71,30 @@ def upgrade() -> None:
         sqlite_autoincrement=True,
     )
     op.create_index("ix_hareline_dead_letters_died_at", "hareline_dead_letters", ["died_at", "id"])
-    op.create_index("ix_hareline_dead_letters_error", "hareline_dead_letters", ["error", "status", "died_at", "id"])
+    op.create_index(
+        "ix_hareline_dead_letters_error",
+        "hareline_dead_letters",
+        ["error", "status", "died_at", "id", "job_type", "group_name"],
+    )
     op.create_index(
         "ix_hareline_dead_letters_fingerprint", "hareline_dead_letters", ["fingerprint", "status", "died_at", "id"]
     )
     op.create_index(
-        "ix_hareline_dead_letters_group", "hareline_dead_letters", ["group_name", "status", "died_at", "id"]
+        "ix_hareline_dead_letters_group",
+        "hareline_dead_letters",
+        ["group_name", "status", "died_at", "id", "job_type", "error"],
     )
-    op.create_index("ix_hareline_dead_letters_reason", "hareline_dead_letters", ["reason", "status", "died_at", "id"])
+    op.create_index(
+        "ix_hareline_dead_letters_reason",
+        "hareline_dead_letters",
+        ["reason", "status", "died_at", "id", "job_type", "error"],
+    )
     op.create_index("ix_hareline_dead_letters_list", "hareline_dead_letters", ["status", "died_at", "id"])
-    op.create_index("ix_hareline_dead_letters_type", "hareline_dead_letters", ["job_type", "status", "died_at", "id"])
+    op.create_index(
+        "ix_hareline_dead_letters_type",
+        "hareline_dead_letters",
+        ["job_type", "status", "died_at", "id", "error", "group_name"],
+    )
     op.create_table(
         "hareline_inbox",
         sa.Column("job_id", sa.Text(), nullable=False),
