@@ -20,27 +20,28 @@ from concurrent.futures import Executor as Threads
 from typing import Any, Final
 
 from consumers.dead_letter import bare_dead_letter, can_be_sent, dead_letter
+from consumers.handover import HandOver
 from consumers.inbox import Inbox
 from consumers.job import Job
 from consumers.news import event_of
-from consumers.outcome import DONE, Dead, Done, Dropped, NoHandler, Outcome, Retried, Snooze
+from consumers.outcome import DONE, Dead, Done, Dropped, NoHandler, Outcome, Retried, Returned, SagaOverdue, Snooze
 from consumers.readmission import Readmission
 from consumers.registry import Handler, Registry, Route
 from consumers.retry import by_policy, classify
+from consumers.saga import Sagas, returned, stopped, time_for
 from producers.reporter import Reporter
 from topology import envelope
 from topology.capabilities import Capabilities
 from topology.envelope import Envelope, Malformed, Message, address, copy_of, open_envelope
-from topology.errors import PublishError
 from topology.events import Observer
 from topology.publisher import Publisher
 from topology.settings import Settings
+from topology.slip import slip_in
 from topology.spec import Names
 from topology.subscription import Delivery
 
 logger = logging.getLogger(__name__)
 
-_AGAIN: Final = 0.5
 _SHUTDOWN: Final = Snooze(0.0, "the worker is shutting down")
 
 
@@ -64,11 +65,11 @@ class Executor:
     ) -> None:
         self._registry = registry
         self._names = Names(settings.namespace)
-        self._timeout = settings.publish_timeout
-        self._publisher = publisher
+        self._hand = HandOver(publisher, settings.publish_timeout)
         self._readmission = readmission
         self._threads = threads
         self._inbox = inbox
+        self._sagas = Sagas(self._names, inbox or Inbox(settings, 1))
         self._reporter = reporter
         self._observers: tuple[Observer, ...] = tuple(observers) if reporter is None else (*observers, reporter)
         self._observed = bool(observers)
@@ -82,7 +83,7 @@ class Executor:
         began = time.monotonic()
         opened: Envelope | None = None
         try:
-            opened = open_envelope(delivery.properties, delivery.body, delivery.job_type)
+            opened = _opened(delivery)
             route = self._look_up(opened)
             payload = route.job_type.decode(opened.body)
         except Malformed as error:
@@ -96,8 +97,13 @@ class Executor:
             if decided is None:
                 return
             outcome = decided
-        await self._settle(delivery, opened, outcome)
-        if outcome is DONE and opened is not None and self._reporter is not None and not self._observed:
+        outcome = await self._settle(delivery, opened, outcome, began)
+        if (
+            isinstance(outcome, Done | Returned)
+            and opened is not None
+            and self._reporter is not None
+            and not self._observed
+        ):
             took = time.monotonic() - began
             self._reporter.done(opened.job_id, delivery.job_type, opened.replay, opened.attempt, took)
         elif self._observers:
@@ -135,10 +141,12 @@ class Executor:
         task = asyncio.current_task()
         assert task is not None
         self._handlers[task] = opened, time.time()
-        limit = route.job_type.timeout
+        job, limit = Job(opened, self._inbox), route.job_type.timeout
         try:
+            if opened.slip is not None:
+                limit = time_for(opened.slip, limit, time.time())
             async with asyncio.timeout(limit) as clock:
-                await self._call(route, payload, Job(opened, self._inbox))
+                result = await self._call(route, payload, job)
         except asyncio.CancelledError as error:
             if self._stopping:
                 return _SHUTDOWN
@@ -146,6 +154,8 @@ class Executor:
         except (GeneratorExit, KeyboardInterrupt):
             raise
         except BaseException as error:  # noqa: BLE001 - whatever a handler raises, sys.exit() too, a rule must decide
+            if isinstance(error, SagaOverdue):
+                return Dead("deadline", error)
             if isinstance(error, TimeoutError) and clock.expired():
                 return self._classified(TimeoutError(f"ran longer than its timeout of {limit:g} s"), route, opened)
             return self._classified(error, route, opened)
@@ -153,18 +163,18 @@ class Executor:
             del self._handlers[task]
             if task.cancelling():
                 await _forget_cancellation(task)
-        return DONE
+        return DONE if opened.slip is None else returned(result, job)
 
-    async def _call(self, route: Route, payload: Any, job: Job) -> None:
+    async def _call(self, route: Route, payload: Any, job: Job) -> Any:
         arguments = (payload, job) if route.wants_job else (payload,)
         if route.is_async:
-            await route.handler(*arguments)
-            return
+            return await route.handler(*arguments)
         context = contextvars.copy_context()
         call = functools.partial(context.run, self._in_thread, route.handler, *arguments)
         result = await asyncio.get_running_loop().run_in_executor(self._threads, call)
         if inspect.isawaitable(result):
-            await result  # a plain function around an async one: its job is not done before this is
+            return await result  # a plain function around an async one: its job is not done before this is
+        return result
 
     def _in_thread(self, handler: Handler, *arguments: Any) -> Any:
         thread = threading.get_ident()
@@ -190,7 +200,9 @@ class Executor:
             # The error's own attributes raise when they are looked at. It is an error all the same.
             logger.exception("%s %s: its error cannot be classified", opened.job_type, opened.job_id)
             outcome = by_policy(error, retry, opened.attempt)
-        level = logging.INFO if isinstance(outcome, Snooze | Dropped | Done) else logging.WARNING
+        if opened.slip is not None:
+            outcome = stopped(error, outcome, opened.slip, time.time())
+        level = logging.INFO if isinstance(outcome, Snooze | Dropped | Done | Returned) else logging.WARNING
         name = type(outcome).__name__.lower()
         logger.log(level, "%s %s attempt %d: %s (%r)", opened.job_type, opened.job_id, opened.attempt, name, error)
         return outcome
@@ -210,22 +222,43 @@ class Executor:
 
     # -- settle ----------------------------------------------------------------------------------------------------
 
-    async def _settle(self, delivery: Delivery, opened: Envelope | None, outcome: Outcome) -> None:
+    async def _settle(self, delivery: Delivery, opened: Envelope | None, outcome: Outcome, began: float) -> Outcome:
+        """Settles; returns how it ended after all, which for a saga's step another delivery may have decided."""
         if not delivery.acks.is_open:
             if opened is not None:
                 self._readmission.remember(opened, outcome)
-        elif isinstance(outcome, Done | Dropped):
+        elif isinstance(outcome, Done) or (isinstance(outcome, Dropped) and _is_plain(opened)):
             delivery.acks.done(delivery.tag)
+        elif opened is not None and not _is_plain(opened) and isinstance(outcome, Returned | Dead | Dropped):
+            return await self._follow(delivery, opened, outcome, time.monotonic() - began)
         elif isinstance(outcome, Dead):
             route = self._registry.route(delivery.job_type)
             record = None if route is None else route.job_type.record
             message = dead_letter(self._names, delivery, opened, outcome, record)
             await self._hand_over(delivery, opened, outcome, message)
-        elif opened is not None:
+        elif opened is not None and isinstance(outcome, Retried | Snooze):
             if outcome is _SHUTDOWN and self._nack_is_free:
                 delivery.acks.requeue(delivery.tag)
             else:
                 await self._hand_over(delivery, opened, outcome, self._later(delivery, opened, outcome))
+        return outcome
+
+    async def _follow(self, delivery: Delivery, opened: Envelope, outcome: Outcome, duration: float) -> Outcome:
+        """A saga's step has ended: what follows it first, then its acknowledgement, then the news of it."""
+        route = self._registry.route(opened.job_type)
+        course = await self._sagas.after(delivery, opened, outcome, route, duration)
+        if course is None or not await self._hand.publish(delivery, course.messages):
+            self._readmission.remember(opened, outcome)
+            return outcome
+        if delivery.acks.is_open:
+            delivery.acks.done(delivery.tag)
+        else:
+            self._readmission.remember(opened, DONE)
+        if self._reporter is not None:
+            self._reporter.queued(*(m for m in course.messages if m.exchange != self._names.dlx))
+            for news in course.news:
+                self._reporter(news)
+        return course.outcome
 
     @property
     def _nack_is_free(self) -> bool:
@@ -258,17 +291,12 @@ class Executor:
         """Publishes the copy, and only when the broker has it acknowledges the source. Tries until either is gone."""
         if not can_be_sent(message):
             message = bare_dead_letter(self._names, delivery, opened, outcome)
-        while delivery.acks.is_open:
-            try:
-                await self._publisher.send(message, self._timeout)
-            except PublishError as error:
-                logger.warning("%s %s is not settled yet: %s", delivery.job_type, message.properties.message_id, error)
-                await asyncio.sleep(_AGAIN)
-            else:
-                outcome = DONE  # the copy is on its way: should the source come again, there is nothing left to do
+        if await self._hand.publish(delivery, [message]):
+            outcome = DONE  # the copy is on its way: should the source come again, there is nothing left to do
+            if delivery.acks.is_open:
                 delivery.acks.done(delivery.tag)
-                break
-        if opened is not None and not delivery.acks.is_open:
+                return
+        if opened is not None:
             self._readmission.remember(opened, outcome)
 
     def _tell(self, delivery: Delivery, opened: Envelope | None, outcome: Outcome, duration: float) -> None:
@@ -278,6 +306,18 @@ class Executor:
                 observer(event)
             except Exception:
                 logger.exception("an observer failed at %s of %s %s", event.event, event.type, event.id)
+
+
+def _opened(delivery: Delivery) -> Envelope:
+    opened = open_envelope(delivery.properties, delivery.body, delivery.job_type)
+    if opened.headers:
+        opened.slip = slip_in(opened.headers)
+    return opened
+
+
+def _is_plain(opened: Envelope | None) -> bool:
+    """Whether it is no step of a saga."""
+    return opened is None or opened.slip is None
 
 
 async def _forget_cancellation(task: asyncio.Task[Any]) -> None:

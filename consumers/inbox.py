@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextlib import AsyncExitStack, ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from consumers.outcome import AlreadyDone, Permanent
+from pydantic_core import from_json
+
+from consumers.outcome import Abandoned, AlreadyDone, Permanent
+from consumers.saga_view import Kept
 from topology.settings import Settings
 
 if TYPE_CHECKING:
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     from store.engine import Database
+    from store.inbox import Verdict
 
 _LARGEST_POOL = 10
 
@@ -50,6 +54,29 @@ class Inbox:
                 self._blocking = blocking_engine(parse_url(self._settings.database_url))
             return self._blocking
 
+    async def abandon(self, job_id: str, job_type: str, why: str) -> Verdict:
+        """Decides that a saga's step is never to have effects, unless it has committed some: see `Verdict`.
+
+        A transaction of the step that is not decided yet is waited for. Raises a StoreError, SettingsError.
+        """
+        from store.engine import translated  # noqa: PLC0415 - see engine
+        from store.inbox import abandon  # noqa: PLC0415
+
+        engine = self.engine
+        with translated(engine.url):
+            async with engine.begin() as connection:
+                return await abandon(connection, job_id, job_type, why)
+
+    async def settle_branch(self, saga_id: str, place: tuple[int, int], outcome: str, of: int) -> list[str] | None:
+        """Notes how a parallel step ended; the outcomes of all ``of`` branches once all are known, None before."""
+        from store.engine import translated  # noqa: PLC0415 - see engine
+        from store.saga_joins import settle_branch  # noqa: PLC0415
+
+        engine = self.engine
+        with translated(engine.url):
+            async with engine.begin() as connection:
+                return await settle_branch(connection, saga_id, place, outcome, of)
+
     async def close(self) -> None:
         """Closes the connections, if there are any."""
         if self._database is not None:
@@ -62,24 +89,24 @@ class Transaction:
     """``async with`` gives an AsyncConnection, ``with`` a Connection, in a transaction that also has the inbox row.
 
     Commits at the end of the block, rolls back on any error. Raises AlreadyDone at its beginning if a transaction of
-    the same job and name has committed, and DatabaseUnavailable where the database is gone, locked, full or read-only.
+    the same job and name has committed, Abandoned if the job is a saga's step that has failed for good before, and
+    DatabaseUnavailable where the database is gone, locked, full or read-only.
     """
 
-    def __init__(
-        self, inbox: Inbox, job: tuple[str, str], name: str, engine: AsyncEngine | Engine | None, used: set[str]
-    ) -> None:
+    def __init__(self, inbox: Inbox, notes: Kept, name: str, engine: AsyncEngine | Engine | None) -> None:
         self._inbox = inbox
-        self._job = job
+        self._notes = notes
+        self._job = (notes.job_id, notes.job_type)
         self._name = name
         self._engine = engine
-        self._used = used
+        self._used = notes.used
         self._stack: Any = None
 
     async def __aenter__(self) -> AsyncConnection:
         from sqlalchemy.ext.asyncio import AsyncEngine  # noqa: PLC0415 - see Inbox.engine
 
         from store.engine import translated  # noqa: PLC0415
-        from store.inbox import claim  # noqa: PLC0415
+        from store.inbox import claim, keep, verdict  # noqa: PLC0415
 
         engine = self._inbox.engine if self._engine is None else self._engine
         if not isinstance(engine, AsyncEngine):
@@ -89,7 +116,14 @@ class Transaction:
             async with AsyncExitStack() as stack:
                 stack.enter_context(translated(engine.url))
                 connection = await stack.enter_async_context(engine.begin())
-                self._must_be_new(await claim(connection, *self._job, self._name))
+                if not await claim(connection, *self._job, self._name):
+                    self._refuse(await verdict(connection, self._job[0], self._name))
+
+                async def last_statement(kind: type[BaseException] | None, *_: object) -> None:
+                    if kind is None and (result := self._notes.to_store) is not None:
+                        await keep(connection, self._job[0], self._name, result)
+
+                stack.push_async_exit(last_statement)
                 self._stack = stack.pop_all()
         except BaseException:
             self._used.discard(self._name)
@@ -110,7 +144,7 @@ class Transaction:
         from sqlalchemy import Engine  # noqa: PLC0415 - see Inbox.engine
 
         from store.engine import translated  # noqa: PLC0415
-        from store.inbox import claim_blocking  # noqa: PLC0415
+        from store.inbox import claim_blocking, keep_blocking, verdict_blocking  # noqa: PLC0415
 
         engine = self._inbox.blocking_engine if self._engine is None else self._engine
         if not isinstance(engine, Engine):
@@ -120,7 +154,14 @@ class Transaction:
             with ExitStack() as stack:
                 stack.enter_context(translated(engine.url))
                 connection = stack.enter_context(engine.begin())
-                self._must_be_new(claim_blocking(connection, *self._job, self._name))
+                if not claim_blocking(connection, *self._job, self._name):
+                    self._refuse(verdict_blocking(connection, self._job[0], self._name))
+
+                def last_statement(kind: type[BaseException] | None, *_: object) -> None:
+                    if kind is None and (result := self._notes.to_store) is not None:
+                        keep_blocking(connection, self._job[0], self._name, result)
+
+                stack.push(last_statement)
                 self._stack = stack.pop_all()
         except BaseException:
             self._used.discard(self._name)
@@ -143,11 +184,14 @@ class Transaction:
             raise Permanent(f"{self._job[1]}: two transactions of one job need names: job.transaction(name=...)")
         self._used.add(self._name)
 
-    def _must_be_new(self, new: bool) -> None:
-        if not new:
-            raise AlreadyDone(*self._job, self._name)
+    def _refuse(self, earlier: Verdict) -> NoReturn:
+        if earlier.abandoned is not None:
+            raise Abandoned(f"{self._job[1]} {self._job[0]} has failed for good before: {earlier.abandoned[:200]}")
+        raise AlreadyDone(*self._job, self._name, None if earlier.result is None else from_json(earlier.result))
 
     def _ended(self, kind: type[BaseException] | None, swallowed: bool | None) -> bool | None:
         if kind is not None:
             self._used.discard(self._name)
+        else:
+            self._notes.committed = True
         return swallowed

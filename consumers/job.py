@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from consumers.outcome import Cancelled, Snoozed, Transient
+from consumers.saga_view import Kept, SagaView
 from topology.envelope import Envelope
 
 if TYPE_CHECKING:
@@ -13,17 +14,20 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from consumers.inbox import Inbox, Transaction
+    from topology.slip import Slip
+
+R = TypeVar("R")
 
 
 class Job:
     """One delivery of a job, as its handler sees it."""
 
-    __slots__ = ("_envelope", "_inbox", "_used")
+    __slots__ = ("_envelope", "_inbox", "_kept")
 
     def __init__(self, envelope: Envelope, inbox: Inbox | None = None) -> None:
         self._envelope = envelope
         self._inbox = inbox
-        self._used: set[str] | None = None
+        self._kept: Kept | None = None
 
     @property
     def id(self) -> str:
@@ -51,6 +55,16 @@ class Job:
         return self._envelope.correlation_id
 
     @property
+    def slip(self) -> Slip | None:
+        """The routing slip of its saga, as it travels; `saga` is what handlers read."""
+        return self._envelope.slip
+
+    @property
+    def saga(self) -> SagaView | None:
+        """The saga that this job is a step of, or undoes a step of; None for any other job."""
+        return None if self._envelope.slip is None else SagaView(self._envelope.slip)
+
+    @property
     def headers(self) -> Mapping[str, Any]:
         """The message's headers, read-only by agreement."""
         return self._envelope.headers
@@ -71,9 +85,27 @@ class Job:
             from topology.settings import Settings  # noqa: PLC0415
 
             self._inbox = Inbox(Settings.from_env(), 1)
-        if self._used is None:
-            self._used = set()
-        return Transaction(self._inbox, (self.id, self.type), name, engine, self._used)
+        return Transaction(self._inbox, self._notes(), name, engine)
+
+    def keep(self, result: R) -> R:
+        """``result``, which the transaction around this call stores: for ``return job.keep(...)`` in a saga's step.
+
+        A worker may die after the transaction has committed and before the next step is on its way. The job comes
+        again then, its transaction raises AlreadyDone, and what the step returned is read from there. Raises
+        Permanent where it is no JSON, or too large.
+        """
+        self._notes().keep(result)
+        return result
+
+    def _notes(self) -> Kept:
+        if self._kept is None:
+            self._kept = Kept(self.id, self.type, in_saga=self._envelope.slip is not None)
+        return self._kept
+
+    @property
+    def is_forgetful(self) -> bool:
+        """Whether its transaction has committed without what it returns: a later delivery could not know that."""
+        return self._kept is not None and self._kept.is_forgetful
 
     async def retry(self, after: float | None = None) -> NoReturn:
         """Ends this run; the next attempt follows after ``after`` seconds, or by the retry policy."""

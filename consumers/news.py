@@ -6,7 +6,7 @@ import time
 from typing import Any, Final
 
 from consumers.dead_letter import shown
-from consumers.outcome import Dead, Done, Dropped, Outcome, Retried, Snooze
+from consumers.outcome import Dead, Done, Dropped, Outcome, Retried, Returned, Snooze
 from topology import events
 from topology.envelope import REPLAY, Envelope
 from topology.events import JobEvent
@@ -24,7 +24,7 @@ def event_of(delivery: Delivery, opened: Envelope | None, outcome: Outcome, dura
     else:
         job_id, replay, attempt = opened.job_id, opened.replay, opened.attempt
     now = time.time()
-    if isinstance(outcome, Done):
+    if isinstance(outcome, Done | Returned):
         return JobEvent(name, job_id, delivery.job_type, replay, attempt, now, duration)
     error = outcome.error if isinstance(outcome, Retried | Dead) else None
     detail = _detail(outcome, now)
@@ -50,6 +50,7 @@ def _replay(delivery: Delivery) -> int:
 
 _EVENT_OF: Final[dict[type, str]] = {
     Done: events.DONE,
+    Returned: events.DONE,
     Retried: events.RETRYING,
     Snooze: events.SNOOZED,
     Dead: events.DEAD,

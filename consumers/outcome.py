@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 
 class Permanent(Exception):
@@ -35,13 +35,23 @@ class AlreadyDone(Exception):
 
     Without a name the job settles as done. With one, only the handler knows what else there is to do: it goes round
     the block with ``contextlib.suppress(AlreadyDone)``. One that gets out of the handler is dead-lettered.
+    ``result`` is what a saga's step kept with it by ``job.keep()``.
     """
 
-    def __init__(self, job_id: str, job_type: str, name: str = "") -> None:
+    def __init__(self, job_id: str, job_type: str, name: str = "", result: Any = None) -> None:
         which = f"the transaction '{name}'" if name else "the transaction"
         cure = ": put `with suppress(AlreadyDone):` around its block, so that the rest can run" if name else ""
         super().__init__(f"{which} of {job_type} {job_id} has been committed by an earlier delivery{cure}")
         self.name = name
+        self.result = result
+
+
+class Abandoned(Exception):
+    """An earlier delivery of this saga's step failed for good: what was done is undone, and it must do nothing now."""
+
+
+class SagaOverdue(Exception):
+    """The saga's deadline passed before this step was done."""
 
 
 class WorkerLost(Exception):
@@ -55,6 +65,13 @@ class NoHandler(Exception):
 @dataclass(frozen=True, slots=True)
 class Done:
     """The handler returned: the delivery is acknowledged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """A saga's step is done: what follows it is published, and then the delivery is acknowledged."""
+
+    result: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +109,7 @@ class Dropped:
     cause: str
 
 
-Outcome = Done | Retried | Snooze | Dead | Dropped
+Outcome = Done | Returned | Retried | Snooze | Dead | Dropped
 
 DONE: Final = Done()
 
@@ -102,6 +119,9 @@ REASONS: Final = {
     "invalid": "the payload does not fit the job type's model, or is no JSON",
     "malformed": "the message's properties or headers cannot be understood",
     "no-handler": "no handler for this job type",
+    "deadline": "the deadline of the saga that it is a step of has passed",
+    "result": "what the saga's step returned cannot be kept",
+    "abandoned": "an earlier delivery of this saga step has failed for good",
     "worker-lost": "it came back more often than delivery_limit from workers that died under it",
 }
-"""What each ``hareline-reason`` header in the dead-letter queue means."""
+"""What each ``hareline-reason`` header in the dead-letter queue means. A saga's step that fails is undone instead."""

@@ -11,6 +11,7 @@ from producers.webhooks.catchall import webhook_received
 from producers.webhooks.source import WebhookSource
 from topology.contract import JobType
 from topology.errors import ContractError
+from topology.saga import Saga
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -18,20 +19,25 @@ F = TypeVar("F", bound=Callable[..., Any])
 class App:
     """The one object that ``HARELINE_APP=module:attribute`` names.
 
-    A service that only publishes lists its job types; one that works them adds handlers. ``schedules`` are made so
-    in the database by each ``hareline scheduler`` at its start; their job types must be listed, and their names differ.
-    ``webhooks`` are served by `hareline webhooks`; their job types must be listed too. One without ``default`` adds
-    the catch-all `webhook_received`.
+    A service that only publishes lists its job types; one that works them adds handlers. ``sagas`` bring the job types
+    of their steps and undos along. ``schedules`` are made so in the database by each ``hareline scheduler`` at its
+    start; their job types must be listed, and their names differ. ``webhooks`` are served by `hareline webhooks`; what
+    they start must be listed too. One without ``default`` adds the catch-all `webhook_received`.
     """
 
     def __init__(
         self,
         *,
         job_types: Iterable[JobType[Any]] = (),
+        sagas: Iterable[Saga[Any]] = (),
         schedules: Iterable[Schedule] = (),
         webhooks: Iterable[WebhookSource] = (),
     ) -> None:
         self.registry = Registry(job_types)
+        self.sagas = tuple(sagas)
+        _check_sagas(self.sagas)
+        for job_type in (job_type for saga in self.sagas for job_type in saga.job_types):
+            self.registry.declare(job_type)
         self.schedules = tuple(schedules)
         self.webhooks = tuple(webhooks)
         _check(self.schedules, self.job_types)
@@ -43,6 +49,11 @@ class App:
     def job_types(self) -> tuple[JobType[Any], ...]:
         """All job types, in the order of their declaration."""
         return self.registry.job_types
+
+    @property
+    def undos(self) -> tuple[JobType[Any], ...]:
+        """The job types that undo a step of a saga: their queues take compensation events too."""
+        return tuple({undo.name: undo for saga in self.sagas for undo in saga.undos}.values())
 
     def handler(
         self,
@@ -62,6 +73,13 @@ class App:
             return function
 
         return register
+
+
+def _check_sagas(sagas: tuple[Saga[Any], ...]) -> None:
+    names = [saga.name for saga in sagas]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ContractError(f"two sagas are called '{twice[0]}': it is what tells them apart")
 
 
 def _check(schedules: tuple[Schedule, ...], job_types: tuple[JobType[Any], ...]) -> None:

@@ -35,7 +35,7 @@ def run_worker(
     """
     logs.configure(settings.log_level)
 
-    verify = Verification([route.job_type for route in routes], settings)
+    verify = Verification([route.job_type for route in routes], settings, app.undos)
 
     async def work() -> None:
         worker = Worker(app.registry, routes, settings, concurrency=concurrency, verify=verify)
@@ -60,14 +60,17 @@ class Verification:
     once is declared again, unless the topology is the operators' alone.
     """
 
-    def __init__(self, job_types: Sequence[JobType[Any]], settings: Settings) -> None:
+    def __init__(
+        self, job_types: Sequence[JobType[Any]], settings: Settings, undos: Sequence[JobType[Any]] = ()
+    ) -> None:
         self._job_types = job_types
+        self._undos = undos
         self._settings = settings
         self._was_there = False
 
     async def __call__(self, connection: Connection) -> None:
         """Raises TopologyError unless all that these job types need is there."""
-        spec = derive(self._job_types, connection.capabilities, self._settings.namespace)
+        spec = derive(self._job_types, connection.capabilities, self._settings.namespace, self._undos)
         management = Management.from_settings(self._settings)
         try:
             plan = await verify_for_worker(spec, connection, management)

@@ -17,6 +17,7 @@ from producers.producer import Producer
 from topology.contract import JobType
 from topology.envelope import Message
 from topology.errors import ProducerClosed, PublishError
+from topology.saga import Saga
 from topology.settings import Settings
 
 try:
@@ -124,6 +125,25 @@ class BlockingProducer:
             )
         )
         return ids
+
+    def start(
+        self,
+        saga: Saga[P],
+        payload: P | dict[str, Any],
+        *,
+        key: str | None = None,
+        connection: Any = None,
+        timeout: float | None = None,
+    ) -> JobId:
+        """As `Producer.start`; ``connection`` as in `enqueue`."""
+        if connection is not None:
+            from store.enlisting import enlist_blocking  # noqa: PLC0415 - needs the server extra
+
+            order = self._orders.saga(saga, payload, key=key)
+            return JobId(order.slip.id, enlist_blocking(connection, order.rows(), keyed=key is not None))
+        engine = self._running()
+        started: JobId = engine.call(engine.producer.start(saga, payload, key=key, timeout=timeout))
+        return started
 
     def close(self) -> None:
         """Waits until all is confirmed, up to the publish timeout, and ends the thread. May be called twice."""

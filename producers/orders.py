@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self
 
 from topology.contract import DEFAULT_PRIORITY, HIGHEST_PRIORITY, LOWEST_PRIORITY, JobType
 from topology.envelope import RECORD, Message, new_id, new_job, trace_headers
 from topology.errors import BatchError, EnqueueError, OptionInvalid, PayloadTooLarge
+from topology.saga import Saga
 from topology.settings import Settings
+from topology.slip import Slip, first, message_of
 from topology.spec import Names
 from topology.text import expect_storable
 
@@ -38,6 +42,19 @@ class JobId(str):
         return made
 
 
+@dataclass(frozen=True, slots=True)
+class SagaOrder:
+    """A saga that is to start: its slip, the messages of its first steps, and its payload."""
+
+    slip: Slip
+    messages: list[Message]
+    body: bytes
+
+    def rows(self, origin: str = "saga") -> list[OutboxRow]:
+        """Its first steps as outbox rows."""
+        return [row_of(message, origin, None) for message in self.messages]
+
+
 class OrderBook:
     """Turns payloads and options into messages. Raises an EnqueueError before anything is sent."""
 
@@ -59,11 +76,7 @@ class OrderBook:
     ) -> Message:
         """The message for one job."""
         body = job_type.encode(payload)
-        if len(body) > self._max_payload:
-            raise PayloadTooLarge(
-                f"{job_type.name}: the payload is {len(body):,} bytes, the limit is {self._max_payload:,} "
-                "(HARELINE_MAX_PAYLOAD); store the data elsewhere and send a reference"
-            )
+        self._expect_fitting(job_type.name, body)
         return new_job(
             self._names,
             job_type.name,
@@ -79,22 +92,19 @@ class OrderBook:
         self, job_type: JobType[Any], payload: Any, *, ordering_key: str | None = None, **options: Any
     ) -> OutboxRow:
         """The outbox row for one job, with the options of `message`: what that refuses is refused here too."""
-        from store.outbox import OutboxRow  # noqa: PLC0415 - see above
+        row = row_of(self.message(job_type, payload, **options), "enqueue", job_type.group)
+        return row if ordering_key is None else replace(row, ordering_key=_checked("ordering_key", ordering_key))
 
-        message = self.message(job_type, payload, **options)
-        properties = message.properties
-        return OutboxRow(
-            job_id=job_id_of(message),
-            job_type=job_type.name,
-            body=message.body,
-            origin="enqueue",
-            priority=properties.priority,
-            due_at=None if message.due_at is None else datetime.fromtimestamp(message.due_at, UTC),
-            correlation_id=properties.correlation_id,
-            headers=properties.headers,
-            ordering_key=None if ordering_key is None else _checked("ordering_key", ordering_key),
-            group_name=job_type.group,
-        )
+    def saga(
+        self, saga: Saga[Any], payload: Any, *, key: str | None = None, headers: Mapping[str, Any] | None = None
+    ) -> SagaOrder:
+        """The messages that a saga begins with: one, or several where its first steps are parallel."""
+        body = saga.encode(payload)
+        self._expect_fitting(saga.name, body)
+        saga_id = new_id() if key is None else saga.id_for_key(_checked("key", key))
+        slip = saga.slip(saga_id, time.time())
+        about = {**(trace_headers() or {}), **(headers or {})}
+        return SagaOrder(slip, [message_of(self._names, hop, body, about) for hop in first(slip)], body)
 
     def rows(self, job_type: JobType[Any], payloads: Iterable[Any], **options: Any) -> list[OutboxRow]:
         """As `row`, for each; raises BatchError if any is refused, and then nothing is to be written."""
@@ -109,6 +119,13 @@ class OrderBook:
             raise BatchError([], failed)
         return rows
 
+    def _expect_fitting(self, name: str, body: bytes) -> None:
+        if len(body) > self._max_payload:
+            raise PayloadTooLarge(
+                f"{name}: the payload is {len(body):,} bytes, the limit is {self._max_payload:,} "
+                "(HARELINE_MAX_PAYLOAD); store the data elsewhere and send a reference"
+            )
+
     def timeout(self, seconds: float | None) -> float:
         """How long a publish may take: ``seconds``, or the setting. Infinity is a year."""
         if seconds is None:
@@ -116,6 +133,24 @@ class OrderBook:
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
             raise OptionInvalid(f"timeout is {seconds!r}: zero or more seconds are needed")
         return float(min(seconds, _LONGEST_TIMEOUT))
+
+
+def row_of(message: Message, origin: str, group: str | None) -> OutboxRow:
+    """The outbox row that becomes ``message`` once the relay has it."""
+    from store.outbox import OutboxRow  # noqa: PLC0415 - see above
+
+    properties = message.properties
+    return OutboxRow(
+        job_id=job_id_of(message),
+        job_type=properties.type or "",
+        body=message.body,
+        origin=origin,
+        priority=properties.priority,
+        due_at=None if message.due_at is None else datetime.fromtimestamp(message.due_at, UTC),
+        correlation_id=properties.correlation_id,
+        headers=properties.headers,
+        group_name=group,
+    )
 
 
 def _priority(job_type: JobType[Any], priority: int | None) -> int | None:

@@ -16,6 +16,7 @@ from topology.contract import JobType
 from topology.envelope import Message
 from topology.errors import BatchError, EnqueueError, PublishError
 from topology.publisher import Publisher, Receipt
+from topology.saga import Saga
 from topology.settings import Settings
 from topology.spec import Names
 
@@ -153,6 +154,33 @@ class Producer:
         finally:
             batch.give_up()
         return batch.ids()
+
+    async def start(
+        self,
+        saga: Saga[P],
+        payload: P | dict[str, Any],
+        *,
+        key: str | None = None,
+        connection: Any = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - part of the contract
+    ) -> JobId:
+        """Starts a saga; the id of the saga, once the broker has confirmed its first step.
+
+        The same ``key`` gives the same saga id, and steps that use ``job.transaction()`` have their effects once. With
+        ``connection`` it starts once that transaction has committed, and ``existed`` tells whether the key was used
+        before: see `enqueue`. Raises an EnqueueError.
+        """
+        order = self._orders.saga(saga, payload, key=key)
+        if connection is not None:
+            from store.enlisting import enlist  # noqa: PLC0415 - needs the server extra
+
+            return JobId(order.slip.id, await enlist(connection, order.rows(), keyed=key is not None))
+        seconds = self._orders.timeout(timeout)
+        await asyncio.gather(*(self._publisher.send(message, seconds) for message in order.messages))
+        if self._reporter is not None:
+            self._reporter.queued(*order.messages)
+            self._reporter.started(order.slip, order.body)
+        return JobId(order.slip.id)
 
 
 class _Told:

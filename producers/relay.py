@@ -28,10 +28,12 @@ from store.engine import Database
 from store.listening import listen
 from store.outbox import OutboxRow
 from store.recovery import persistently
-from topology.envelope import Message, new_job
+from store.replays import ORIGIN as REPLAY
+from topology.envelope import SAGA, Malformed, Message, new_job
 from topology.errors import DatabaseUnavailable, EnqueueError, PublishError, Refused, Unroutable
 from topology.publisher import Publisher
 from topology.settings import Settings
+from topology.slip import slip_in
 from topology.spec import Names
 
 logger = logging.getLogger(__name__)
@@ -257,7 +259,17 @@ class Relay:
             # As of its commit to the outbox, so that its place in a listing stays the same.
             at = claimed.created_at.timestamp()
             self._reporter.queued(message, group=claimed.row.group_name, at=at)
+            if claimed.row.headers and SAGA in claimed.row.headers:
+                self._tell_of_a_start(claimed.row)
         return None
+
+    def _tell_of_a_start(self, row: OutboxRow) -> None:
+        if row.origin == REPLAY or self._reporter is None:
+            return  # it is under way since long
+        with suppress(Malformed):  # whoever runs it says so
+            slip = slip_in(row.headers or {})
+            assert slip is not None
+            self._reporter.started(slip, row.body)
 
 
 def _order(row: Claimed) -> tuple[str, int]:

@@ -27,10 +27,12 @@ from topology.events import (
     DONE,
     NEWS,
     RETRYING,
+    SAGA_STARTED,
     STARTED,
     JobEvent,
 )
 from topology.publisher import Publisher
+from topology.slip import Slip, itinerary_of
 from topology.spec import Names
 
 logger = logging.getLogger(__name__)
@@ -139,6 +141,13 @@ class Reporter:
             row = (name, job_id or "", now, body, properties.priority, due, correlation or None, replay or None)
             self._queued.append(row)
         self._note(self._queued)
+
+    def started(self, slip: Slip, body: bytes) -> None:
+        """Reports a saga as started: call it at the confirm of its first steps. ``body`` is its payload."""
+        detail = {"itinerary": itinerary_of(slip.plan), "began": slip.began, "deadline": slip.deadline}
+        if len(body) <= PAYLOAD_LIMIT:
+            detail["payload"] = body.decode(errors="replace")
+        self(JobEvent(SAGA_STARTED, slip.id, slip.name, 0, 0, time.time(), None, None, detail))
 
     def _note(self, events: deque[Any]) -> None:
         while len(events) > KEPT:

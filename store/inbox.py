@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Select, Update, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.dml import ReturningInsert
 
 from store.engine import POSTGRESQL
 from store.tables import inbox
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What was decided of a job: it is done and kept ``result``, or it was ``abandoned``, and why. JSON texts."""
+
+    result: str | None
+    abandoned: str | None
 
 
 async def claim(connection: AsyncConnection, job_id: str, job_type: str, name: str = "") -> bool:
@@ -26,8 +36,52 @@ def claim_blocking(connection: Connection, job_id: str, job_type: str, name: str
     return connection.execute(_claiming(connection.dialect.name, job_id, job_type, name)).first() is not None
 
 
-def _claiming(dialect: str, job_id: str, job_type: str, name: str) -> ReturningInsert[tuple[str]]:
+async def keep(connection: AsyncConnection, job_id: str, name: str, result: str) -> None:
+    """Stores what the job returned, as JSON, with its row."""
+    await connection.execute(_keeping(job_id, name, result))
+
+
+def keep_blocking(connection: Connection, job_id: str, name: str, result: str) -> None:
+    """The same as `keep` for plain functions."""
+    connection.execute(_keeping(job_id, name, result))
+
+
+async def verdict(connection: AsyncConnection, job_id: str, name: str = "") -> Verdict:
+    """What was committed for a job whose claim failed."""
+    return _verdict((await connection.execute(_looking(job_id, name))).first())
+
+
+def verdict_blocking(connection: Connection, job_id: str, name: str = "") -> Verdict:
+    """The same as `verdict` for plain functions."""
+    return _verdict(connection.execute(_looking(job_id, name)).first())
+
+
+async def abandon(connection: AsyncConnection, job_id: str, job_type: str, why: str) -> Verdict:
+    """Decides that the job is never to have effects, unless it has committed some: what was decided first counts."""
+    row = _claiming(connection.dialect.name, job_id, job_type, "", why)
+    if (await connection.execute(row)).first() is not None:
+        return Verdict(None, why)
+    return await verdict(connection, job_id)
+
+
+def _claiming(
+    dialect: str, job_id: str, job_type: str, name: str, abandoned: str | None = None
+) -> ReturningInsert[tuple[str]]:
     row = {"job_id": job_id, "job_type": job_type, "name": name, "handled_at": datetime.now(UTC)}
+    if abandoned is not None:
+        row["abandoned"] = abandoned
     if dialect == POSTGRESQL:
         return postgresql.insert(inbox).values(row).on_conflict_do_nothing().returning(inbox.c.job_id)
     return sqlite.insert(inbox).values(row).on_conflict_do_nothing().returning(inbox.c.job_id)
+
+
+def _keeping(job_id: str, name: str, result: str) -> Update:
+    return update(inbox).where(inbox.c.job_id == job_id, inbox.c.name == name).values(result=result)
+
+
+def _looking(job_id: str, name: str) -> Select[tuple[str | None, str | None]]:
+    return select(inbox.c.result, inbox.c.abandoned).where(inbox.c.job_id == job_id, inbox.c.name == name)
+
+
+def _verdict(row: Any) -> Verdict:
+    return Verdict(None, None) if row is None else Verdict(row.result, row.abandoned)

@@ -76,10 +76,16 @@ inbox: Final = Table(
     Column("name", Text, nullable=False),
     Column("job_type", Text, nullable=False),
     Column("handled_at", Moment, nullable=False),
+    Column("result", Text),
+    Column("abandoned", Text),
     PrimaryKeyConstraint("job_id", "name"),
     Index("ix_hareline_inbox_handled_at", "handled_at"),
 )
-"""Which jobs have committed their effects; ``name`` tells apart several transactions of one job."""
+"""Which jobs have committed their effects; ``name`` tells apart several transactions of one job.
+
+Of a saga's step: ``result`` is what it returned, as JSON; ``abandoned`` is set, and says why, where it failed for
+good first and must have no effects any more.
+"""
 
 schedules: Final = Table(
     "hareline_schedules",
@@ -292,3 +298,59 @@ answers: Final = Table(
 
 ``owner`` is the call that runs; another may take over after ``locked_until``.
 """
+
+saga_joins: Final = Table(
+    "hareline_saga_joins",
+    metadata,
+    Column("saga_id", Text, nullable=False),
+    Column("stage", SmallInteger, nullable=False),
+    Column("branch", SmallInteger, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("settled_at", Moment, nullable=False),
+    PrimaryKeyConstraint("saga_id", "stage", "branch"),
+    Index("ix_hareline_saga_joins_settled_at", "settled_at"),
+)
+"""Where the parallel steps of a saga meet. ``outcome`` is JSON: what a step returned, or how it failed."""
+
+sagas: Final = Table(
+    "hareline_sagas",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("itinerary", Text),
+    Column("payload", Text),
+    Column("started_at", Moment, nullable=False),
+    Column("deadline", Moment),
+    Column("finished_at", Moment),
+    Column("undos", Text),
+    Column("failed_step", Text),
+    Column("error", Text),
+    Column("error_message", Text),
+    Column("updated_at", Moment, nullable=False),
+    Index("ix_hareline_sagas_started", "started_at", "id"),
+    Index("ix_hareline_sagas_status", "status", "started_at", "id"),
+    Index("ix_hareline_sagas_name", "name", "started_at", "id"),
+    Index("ix_hareline_sagas_updated_at", "updated_at"),
+)
+"""The saga log. ``status`` follows from the steps' rows. ``undos`` is set once a step failed: what is to be undone."""
+
+saga_steps: Final = Table(
+    "hareline_saga_steps",
+    metadata,
+    Column("saga_id", Text, nullable=False),
+    Column("step", Text, nullable=False),
+    Column("undo", SmallInteger, nullable=False),
+    Column("job_id", Text, nullable=False),
+    Column("job_type", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("replay", Integer, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("result", Text),
+    Column("error", Text),
+    Column("error_message", Text),
+    Column("duration", Float),
+    Column("ended_at", Moment, nullable=False),
+    PrimaryKeyConstraint("saga_id", "step", "undo"),
+)
+"""How each step of a saga, and each undo (``undo`` is 1), ended: done, failed (it is undone), or dead (an undo)."""

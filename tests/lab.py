@@ -9,7 +9,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from aiormq.abc import DeliveredMessage
 from pydantic import BaseModel
 
 from consumers.worker import Worker
-from hareline import App, JobType, Producer
+from hareline import App, JobType, Producer, Saga
 from topology.apply import apply
 from topology.control import Control
 from topology.management import Management
@@ -101,17 +101,24 @@ class Lab:
         self._types.append(job_type)
         return job_type
 
-    def spec(self, *job_types: JobType[Any]) -> Spec:
-        return derive(job_types, self.control.capabilities, self.settings.namespace)
+    def spec(self, *job_types: JobType[Any], undos: Iterable[JobType[Any]] = ()) -> Spec:
+        return derive(job_types, self.control.capabilities, self.settings.namespace, undos)
 
-    async def apply(self, *job_types: JobType[Any]) -> None:
+    async def apply(self, *job_types: JobType[Any], undos: Iterable[JobType[Any]] = ()) -> None:
         """Makes the topology for ``job_types``."""
-        await apply(self.spec(*job_types), self.control, Management.from_settings(self.settings), self.settings)
+        spec = self.spec(*job_types, undos=undos)
+        await apply(spec, self.control, Management.from_settings(self.settings), self.settings)
 
     async def app(self, *job_types: JobType[Any]) -> App:
         """An app with the job types, their queues on the broker; handlers are for the test to add."""
         await self.apply(*job_types)
         return App(job_types=job_types)
+
+    async def saga_app(self, *sagas: Saga[Any]) -> App:
+        """An app with the sagas, the queues of their steps and undos on the broker."""
+        app = App(sagas=sagas)
+        await self.apply(*app.job_types, undos=app.undos)
+        return app
 
     async def ready(self, job_type: JobType[Any]) -> int:
         """How many messages wait in the job type's queue."""

@@ -20,6 +20,7 @@ HIGHEST_PRIORITY: Final = 9
 DEFAULT_PRIORITY: Final = 4
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+_LONGEST_NAME = 180  # 255 less the ladder's bits
 _RESERVED = {"jobs", "dlx", "dlq", "events", "unroutable", "records", "records.failed"}
 _MIGRATING = (".migrating", ".migrating.lock")
 _KEYED_IDS = uuid.UUID("6f1d2a0e-6b7c-5d0e-9a53-6c9e8f0b7c11")
@@ -73,10 +74,7 @@ class JobType(Generic[P]):
     """Validates and serialises the payload."""
 
     def __post_init__(self) -> None:
-        if _NAME.fullmatch(self.name) is None or len(self.name) > 180:  # noqa: PLR2004 - 255 less the ladder's bits
-            raise ContractError(
-                f"JobType name '{self.name}': words of letters, digits, - and _, joined by dots, up to 180 characters"
-            )
+        expect_name("JobType", self.name)
         if self.name in _RESERVED or self.name.startswith("delay.") or self.name.endswith(_MIGRATING):
             raise ContractError(f"JobType name '{self.name}' is taken by Hareline's own queues: choose another")
         if self.timeout <= 0:
@@ -85,30 +83,14 @@ class JobType(Generic[P]):
             raise ContractError(f"{self.name}: delivery_limit must be at least 1")
         if self.record not in get_args(Record):
             raise ContractError(f"{self.name}: record is {self.record!r}: 'all', 'failures' or 'nothing'")
-        try:
-            adapter = TypeAdapter(self.payload_model)
-        except PydanticUserError as error:
-            raise ContractError(f"{self.name}: {self.payload_model!r} is no payload model: {error.message}") from error
-        object.__setattr__(self, "adapter", adapter)
+        object.__setattr__(self, "adapter", adapter_of(self.name, self.payload_model))
 
     def __hash__(self) -> int:
         return hash(self.name)
 
     def encode(self, payload: P | dict[str, Any]) -> bytes:
         """The payload as JSON that a consumer is sure to accept. Raises PayloadInvalid."""
-        adapter = self.adapter
-        try:
-            if isinstance(payload, dict) and self.payload_model is not dict:
-                body = adapter.dump_json(adapter.validate_python(payload))
-            else:
-                body = adapter.dump_json(payload, warnings="error")  # type: ignore[arg-type]
-            # An instance may have been changed since its validation, and JSON has no NaN: what leaves is what must fit.
-            adapter.validator.validate_json(body)
-        except ValidationError as error:
-            raise PayloadInvalid(f"{self.name}: {_first_error(error)}") from error
-        except Exception as error:  # pydantic raises PydanticSerializationError, but a model's own code may raise any
-            raise PayloadInvalid(f"{self.name}: the payload cannot be written as JSON: {error}") from error
-        return body
+        return encoded(self.name, self.adapter, self.payload_model, payload)
 
     def decode(self, body: bytes) -> P:
         """The payload in a message's body. Raises pydantic's ValidationError."""
@@ -120,7 +102,40 @@ class JobType(Generic[P]):
         return str(uuid.uuid5(_KEYED_IDS, f"{self.name}\0{key}"))
 
 
-def _first_error(error: ValidationError) -> str:
+def expect_name(what: str, name: str) -> None:
+    """Raises ContractError for a name that cannot be part of a routing key."""
+    if not isinstance(name, str) or _NAME.fullmatch(name) is None or len(name) > _LONGEST_NAME:
+        raise ContractError(
+            f"{what} name '{name}': words of letters, digits, - and _, joined by dots, up to {_LONGEST_NAME} characters"
+        )
+
+
+def encoded(name: str, adapter: TypeAdapter[P], model: type[P], payload: P | dict[str, Any]) -> bytes:
+    """``payload`` as JSON that ``adapter`` is sure to accept; ``name`` is whose it is. Raises PayloadInvalid."""
+    try:
+        if isinstance(payload, dict) and model is not dict:
+            body = adapter.dump_json(adapter.validate_python(payload))
+        else:
+            body = adapter.dump_json(payload, warnings="error")  # type: ignore[arg-type]
+        # An instance may have been changed since its validation, and JSON has no NaN: what leaves is what must fit.
+        adapter.validator.validate_json(body)
+    except ValidationError as error:
+        raise PayloadInvalid(f"{name}: {first_error(error)}") from error
+    except Exception as error:  # pydantic raises PydanticSerializationError, but a model's own code may raise any
+        raise PayloadInvalid(f"{name}: the payload cannot be written as JSON: {error}") from error
+    return body
+
+
+def adapter_of(name: str, model: type[P]) -> TypeAdapter[P]:
+    """What validates and serialises ``model``. Raises ContractError that names whose it is."""
+    try:
+        return TypeAdapter(model)
+    except PydanticUserError as error:
+        raise ContractError(f"{name}: {model!r} is no payload model: {error.message}") from error
+
+
+def first_error(error: ValidationError) -> str:
+    """The first of a validation's errors, and how many more there are."""
     details = error.errors(include_url=False, include_context=False, include_input=False)
     first = details[0]
     place = ".".join(str(part) for part in first["loc"]) or "payload"

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import context, propagate, trace
 from pika.spec import BasicProperties
@@ -14,6 +14,9 @@ from uuid_utils import uuid7
 
 from topology import ladder
 from topology.spec import Names
+
+if TYPE_CHECKING:
+    from topology.slip import Slip  # which builds on this module
 
 ATTEMPT: Final = "hareline-attempt"
 DELIVERIES: Final = "hareline-deliveries"
@@ -32,6 +35,10 @@ REPLACES: Final = "hareline-replaces"
 """The id of the dead job that this one was made from, with another payload."""
 RECORD: Final = "hareline-record"
 """What the job log is to learn of the job, where that is not all: see `topology.contract.JobType`."""
+SAGA: Final = "hareline-saga"
+"""How far the saga has come that this job is a step of, as JSON: see `topology.slip`."""
+ITINERARY: Final = "hareline-saga-itinerary"
+"""Its steps and what undoes each, as JSON."""
 UNDECODABLE: Final = "hareline-undecodable"
 FAILURE: Final = (
     ATTEMPT, DELIVERIES, FIRST_FAILED_AT, LAST_FAILED_AT, REASON, ERROR, ERROR_MESSAGE, TRACEBACK, ATTEMPTS,
@@ -46,6 +53,8 @@ BROKER: Final = (
 
 # What the broker writes on its way through dead-letter exchanges. A copy that kept them would be dropped as a cycle.
 _BROKER_HEADERS = ("x-death", "x-first-death", "x-last-death", "x-delivery-count", "x-acquired-count")
+
+_TRACE: Final = ("traceparent", "tracestate", "baggage")
 
 CONTENT_TYPE: Final = "application/json"
 PERSISTENT: Final = 2
@@ -62,6 +71,8 @@ class Message:
     mandatory: bool = True
     due_at: float | None = None
     """Unix seconds, on delayed jobs."""
+    detour: tuple[str, str] | None = None
+    """Exchange and routing key for whoever finds that nothing is bound for its own."""
 
 
 def new_id() -> str:
@@ -80,6 +91,11 @@ def address(names: Names, job_type: str, delay: float) -> tuple[str, str]:
         return names.jobs, job_type
     units = ladder.units_of(delay)
     return names.level(ladder.entry_level(units)), ladder.routing_key(units, job_type)
+
+
+def trace_of(headers: Mapping[str, Any]) -> dict[str, str] | None:
+    """The trace context for what follows a message: of the current span, or else the message's own."""
+    return trace_headers() or {name: headers[name] for name in _TRACE if isinstance(headers.get(name), str)} or None
 
 
 def trace_headers() -> dict[str, str] | None:
@@ -177,6 +193,8 @@ class Envelope:
     headers: Mapping[str, Any]
     body: bytes
     replay: int = 0
+    slip: Slip | None = None
+    """Of a saga's step; whoever opens the envelope reads it."""
 
 
 _NO_HEADERS: Final[Mapping[str, Any]] = {}

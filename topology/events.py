@@ -13,6 +13,10 @@ SNOOZED: Final = "job.snoozed"
 DEAD: Final = "job.dead"
 CANCELLED: Final = "job.cancelled"
 
+SAGA_STARTED: Final = "saga.started"
+SAGA_STEP: Final = "saga.step"
+SAGA_TURNED: Final = "saga.turned"
+
 EVENTS: Final = {
     QUEUED: "the broker has confirmed to hold the job",
     STARTED: "the job is running, and has been for longer than a reporting interval",
@@ -21,6 +25,9 @@ EVENTS: Final = {
     SNOOZED: "the job was put off without charging an attempt",
     DEAD: "the job went to the final dead-letter queue",
     CANCELLED: "the job was settled as no longer wanted",
+    SAGA_STARTED: "the broker has confirmed to hold the saga's first step",
+    SAGA_STEP: "a step of a saga is done or has failed, or was undone, or its undo is dead",
+    SAGA_TURNED: "a step failed for good: what was done is being undone",
 }
 
 NEWS: Final = frozenset({QUEUED, STARTED, DONE})
@@ -35,7 +42,8 @@ BATCH_FAILED: Final = "job.batch.failed"
 class JobEvent(NamedTuple):
     """One event; as a JSON array it is a row of a batch.
 
-    ``id`` may be empty for a message that nobody can understand. ``replay`` is how often the dead-letter desk
+    ``id`` may be empty for a message that nobody can understand. Of a ``saga.*`` event ``id`` and ``type`` are the
+    saga's id and name, and ``detail`` says which step. ``replay`` is how often the dead-letter desk
     replayed the job, ``attempt`` counts from 1 (0: it has not run yet). ``at`` is Unix seconds of the event,
     ``duration`` seconds of the run, ``error`` a class name.
     """

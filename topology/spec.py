@@ -92,6 +92,10 @@ class Names:
         """The exchange, and the queue, of delayed jobs whose destination has gone."""
         return f"{self.namespace}.unroutable"
 
+    def compensation(self, job_type: str) -> str:
+        """The routing key of a compensation event, on the events exchange, for the undoing job type."""
+        return f"saga.compensate.{job_type}"
+
     @property
     def due(self) -> str:
         """The ladder's last exchange: from here a delayed job goes to its queue."""
@@ -128,9 +132,18 @@ class Spec:
         return tuple(b for b in self.bindings if b.to == "queue" and b.destination == queue)
 
 
-def derive(job_types: Iterable[JobType[Any]], capabilities: Capabilities, namespace: str) -> Spec:
-    """The topology for ``job_types`` on a broker with ``capabilities``. Pure: the same input, the same spec."""
+def derive(
+    job_types: Iterable[JobType[Any]],
+    capabilities: Capabilities,
+    namespace: str,
+    undos: Iterable[JobType[Any]] = (),
+) -> Spec:
+    """The topology for ``job_types`` on a broker with ``capabilities``. Pure: the same input, the same spec.
+
+    Those that are among ``undos`` also take compensation events.
+    """
     names = Names(namespace)
+    undoing = {job_type.name for job_type in undos}
     types = sorted(job_types, key=lambda job_type: job_type.name)
     exchanges = [
         Exchange(names.jobs, "direct"),
@@ -159,6 +172,8 @@ def derive(job_types: Iterable[JobType[Any]], capabilities: Capabilities, namesp
         queue = names.queue(job_type.name)
         bindings.append(Binding(names.jobs, queue, "queue", job_type.name))
         bindings.append(Binding(names.due, queue, "queue", ladder.exit_pattern(job_type.name)))
+        if job_type.name in undoing:
+            bindings.append(Binding(names.events, queue, "queue", names.compensation(job_type.name)))
     return Spec(names, tuple(exchanges), tuple(queues), tuple(bindings))
 
 

@@ -97,7 +97,8 @@ def _strict_option(command: F) -> F:
 def show(app: str | None, form: str, as_json: bool, asyncapi: bool, schemas: bool, broker_version: str | None) -> None:
     """Show what the code wants on the broker, which depends on the broker's version."""
     settings = Settings.from_env()
-    job_types = load_app(app or settings.app).job_types
+    loaded = load_app(app or settings.app)
+    job_types = loaded.job_types
     if asyncapi and schemas:
         raise click.UsageError("--asyncapi and --schemas are two documents: ask for one")
     if asyncapi:
@@ -111,7 +112,7 @@ def show(app: str | None, form: str, as_json: bool, asyncapi: bool, schemas: boo
         capabilities = Capabilities.of_server({"version": broker_version})
     else:
         capabilities = asyncio.run(_capabilities(settings))
-    spec = derive(job_types, capabilities, settings.namespace)
+    spec = derive(job_types, capabilities, settings.namespace, loaded.undos)
     if as_json or form == "json":
         _print_json(catalog.definitions(spec))
     elif form == "mermaid":
@@ -244,10 +245,10 @@ class _Report:
 
 @asynccontextmanager
 async def _session(app: str | None, settings: Settings) -> AsyncIterator[_Session]:
-    job_types = load_app(app or settings.app).job_types
+    loaded = load_app(app or settings.app)
     async with await _connect(settings) as control:
         yield _Session(
-            derive(job_types, control.capabilities, settings.namespace),
+            derive(loaded.job_types, control.capabilities, settings.namespace, loaded.undos),
             control,
             Management.from_settings(settings, control.url),
             settings,
