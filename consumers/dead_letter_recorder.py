@@ -11,11 +11,13 @@ from typing import Final
 
 from consumers.dead_alert import DeadAlert
 from consumers.intake import Intake
-from consumers.obituary import letter_of
+from consumers.obituary import letter_of, saga_news_of
 from store import dead_letters as rows
+from store import sagalog
 from store.dead_letters import NewLetter
 from store.engine import Database
 from store.recovery import persistently
+from store.sagalog import SagaNews
 from topology.errors import HarelineError
 from topology.settings import Settings
 from topology.spec import Names
@@ -124,9 +126,12 @@ class DeadLetterRecorder:
             delivery.acks.done(delivery.tag)
 
     async def _write(self, letters: Sequence[NewLetter], now: datetime) -> None:
+        news = SagaNews()
+        news.add(event for letter in letters if (event := saga_news_of(letter)) is not None)
         try:
             async with self._database.transaction() as connection:
                 await rows.record(connection, letters, now)
+                await sagalog.merge(connection, news)
         except HarelineError:
             raise
         except Exception:

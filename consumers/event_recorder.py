@@ -12,10 +12,11 @@ from typing import Final
 from consumers.instruments import BATCHES_REFUSED, EVENTS_RECORDED, EVENTS_REFUSED, LAG
 from consumers.intake import Intake
 from consumers.report_batch import NoBatch, ReportBatch, read_batch
-from store import joblog, reporters
+from store import joblog, reporters, sagalog
 from store.engine import Database
 from store.joblog import Merged
 from store.recovery import persistently
+from store.sagalog import SagaNews
 from topology.errors import HarelineError
 from topology.settings import Settings
 from topology.spec import Names
@@ -101,7 +102,7 @@ class EventRecorder:
             batches: list[ReportBatch] = []
             try:
                 self._read(deliveries[0], batches)
-                while not self._waiting.empty() and sum(len(batch.events) for batch in batches) < _TOGETHER:
+                while not self._waiting.empty() and sum(map(len, batches)) < _TOGETHER:
                     deliveries.append(self._waiting.get_nowait())
                     self._read(deliveries[-1], batches)
                 await self._write_or_drop(batches)
@@ -143,18 +144,22 @@ class EventRecorder:
         for batch in batches:
             self._groups.update(batch.groups)
         taken = sum(merged.add(batch.events, batch.groups) for batch in batches)
+        news = SagaNews()
+        taken += sum(news.add(batch.sagas) for batch in batches)
 
         async def once() -> None:
             async with self._database.transaction() as connection:
                 await joblog.merge(connection, merged)
+                await sagalog.merge(connection, news)
                 await reporters.note(connection, [batch.heading for batch in batches], self._clock())
 
         await persistently("the recorder", once)
         self.recorded += taken
         EVENTS_RECORDED.add(taken)
-        if merged.refused:
-            EVENTS_REFUSED.add(merged.refused)
-            logger.warning("%d reports make no sense and are dropped", merged.refused)
+        refused = merged.refused + news.refused
+        if refused:
+            EVENTS_REFUSED.add(refused)
+            logger.warning("%d reports make no sense and are dropped", refused)
         # Not of the events: a relay tells of jobs as of their commit, which may be long ago.
         newest = max(batch.sent_at for batch in batches)
         if newest:

@@ -28,7 +28,7 @@ from consumers.outcome import DONE, Dead, Done, Dropped, NoHandler, Outcome, Ret
 from consumers.readmission import Readmission
 from consumers.registry import Handler, Registry, Route
 from consumers.retry import by_policy, classify
-from consumers.saga import Sagas, returned, stopped, time_for
+from consumers.saga import FollowUps, returned, stopped, time_for
 from producers.reporter import Reporter
 from topology import envelope
 from topology.capabilities import Capabilities
@@ -69,7 +69,7 @@ class Executor:
         self._readmission = readmission
         self._threads = threads
         self._inbox = inbox
-        self._sagas = Sagas(self._names, inbox or Inbox(settings, 1))
+        self._sagas = FollowUps(self._names, inbox or Inbox(settings, 1))
         self._reporter = reporter
         self._observers: tuple[Observer, ...] = tuple(observers) if reporter is None else (*observers, reporter)
         self._observed = bool(observers)

@@ -15,6 +15,9 @@ from typing import Any, Final
 
 from store.dead_letters import NewLetter
 from topology import envelope
+from topology.envelope import Malformed
+from topology.events import SAGA_STEP, JobEvent
+from topology.slip import itinerary_of, place_text, slip_in
 from topology.spec import Names
 
 WORKER_LOST: Final = "worker-lost"
@@ -61,6 +64,28 @@ def letter_of(names: Names, properties: Any, body: bytes, now: datetime, groups:
         replays=_number(headers.get(envelope.REPLAY)) or 0,
         replaces=_text(headers.get(envelope.REPLACES)),
     )
+
+
+def saga_news_of(letter: NewLetter) -> JobEvent | None:
+    """What the saga log is to learn of a dead letter: a step, or an undo, waits. None where it is no saga's."""
+    try:
+        slip = slip_in(letter.headers)
+    except Malformed:
+        return None
+    if slip is None:
+        return None
+    detail = {
+        "step": place_text(slip.place),
+        "undo": slip.undoing,
+        "job_id": letter.job_id,
+        "job_type": letter.job_type,
+        "status": "dead",
+        "began": slip.began,
+        "itinerary": itinerary_of(slip.plan),
+        "message": letter.message or letter.reason,
+    }
+    at, error = letter.died_at.timestamp(), letter.error
+    return JobEvent(SAGA_STEP, slip.id, slip.name, letter.replays, letter.attempts or 0, at, None, error, detail)
 
 
 def fingerprint(job_type: str, error: str | None, message: str | None, traceback: str | None) -> str:

@@ -23,12 +23,20 @@ class NoBatch(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ReportBatch:
-    """``events`` are not looked at yet: one that makes no sense is refused alone. ``sent_at`` is Unix seconds, or 0."""
+    """``events`` are not looked at yet: one that makes no sense is refused alone. ``sent_at`` is Unix seconds, or 0.
+
+    ``sagas`` are those of them that are news of sagas.
+    """
 
     heading: Heading
     sent_at: float
     groups: dict[str, str]
     events: list[Any]
+    sagas: list[Any]
+
+    def __len__(self) -> int:
+        """How many events it holds."""
+        return len(self.events) + len(self.sagas)
 
 
 def read_batch(body: bytes) -> ReportBatch:
@@ -49,7 +57,13 @@ def read_batch(body: bytes) -> ReportBatch:
     heading = Heading(reporter, _number(value.get("seq"), 1), _number(value.get("dropped", 0), 0))
     at = value.get("at")
     sent_at = float(at) if isinstance(at, int | float) and not isinstance(at, bool) else 0.0
-    return ReportBatch(heading, sent_at, groups, [*_queued(queued, payloads), *_done(done), *events])
+    sagas = [event for event in events if _is_of_a_saga(event)]
+    others = [event for event in events if not _is_of_a_saga(event)] if sagas else events
+    return ReportBatch(heading, sent_at, groups, [*_queued(queued, payloads), *_done(done), *others], sagas)
+
+
+def _is_of_a_saga(event: Any) -> bool:
+    return isinstance(event, list) and bool(event) and isinstance(event[0], str) and event[0].startswith("saga.")
 
 
 def _done(told: dict[str, Any]) -> Iterator[tuple[Any, ...]]:

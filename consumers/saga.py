@@ -119,7 +119,7 @@ def may_be_done(delivery: Delivery, opened: Envelope, outcome: Dead | Dropped, r
 # -- when it has ended -------------------------------------------------------------------------------------------------
 
 
-class Sagas:
+class FollowUps:
     """Finds what follows a step of a saga. ``inbox`` is where failures are decided and parallel steps meet."""
 
     def __init__(self, names: Names, inbox: Inbox) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from consumers.outcome import AlreadyDone, Cancelled, Permanent, Snoozed, Transient
     from hareline.app import App
     from hareline.jobs import Jobs
+    from hareline.sagas import Sagas
     from producers.blocking import BlockingProducer
     from producers.blocking_schedules import BlockingSchedules
     from producers.dead_letters import DeadLetterFilters, DeadLetters
@@ -77,6 +78,7 @@ _HOMES = {
     "Refused": "topology.errors",
     "Retry": "topology.contract",
     "Saga": "topology.saga",
+    "Sagas": "hareline.sagas",
     "Schedule": "producers.declaration",
     "ScheduleInvalid": "topology.errors",
     "Schedules": "producers.schedules",
@@ -123,6 +125,7 @@ __all__ = [
     "Refused",
     "Retry",
     "Saga",
+    "Sagas",
     "Schedule",
     "ScheduleInvalid",
     "Schedules",

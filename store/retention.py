@@ -10,10 +10,10 @@ from typing import Any, Final, Self
 from sqlalchemy import Table, delete, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from store import dead_letters, jobs_read, schedules
+from store import dead_letters, jobs_read, sagas_read, schedules
 from store.engine import Database
 from store.recovery import persistently
-from store.tables import answers, inbox, keys, occurrences, webhooks
+from store.tables import answers, inbox, keys, occurrences, saga_joins, webhooks
 from topology.settings import Settings
 
 BATCH: Final = 1000
@@ -27,8 +27,8 @@ Remove = Callable[[AsyncConnection, datetime, int], Awaitable[int]]
 class Retention:
     """How long rows are kept, in seconds.
 
-    The job log's jobs by how they ended; dead letters since they died, whatever became of them; rows of the inbox,
-    keys of jobs and issued occurrences of schedules far longer than their jobs may still come a second time;
+    Jobs and sagas in their logs by how they ended; dead letters since they died, whatever became of them; rows of the
+    inbox, keys of jobs and issued occurrences of schedules far longer than their jobs may still come a second time;
     schedules since they ended. Webhooks and answers say themselves until when.
     """
 
@@ -65,8 +65,14 @@ class Retention:
         async def old_schedules(connection: AsyncConnection, now: datetime, most: int) -> int:
             return await schedules.clean(connection, _before(now, self.schedules), most)
 
+        async def old_sagas(connection: AsyncConnection, now: datetime, most: int) -> int:
+            done, failed = _before(now, self.jobs_done), _before(now, self.jobs_failed)
+            return await sagas_read.clean(connection, done, failed, most)
+
         return {
             "jobs": old_jobs,
+            "sagas": old_sagas,
+            "saga_joins": _aged(saga_joins, "settled_at", self.inbox),
             "dead_letters": old_letters,
             "inbox": _aged(inbox, "handled_at", self.inbox),
             "keys": _aged(keys, "created_at", self.keys),

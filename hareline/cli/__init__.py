@@ -19,6 +19,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "enqueue": ("hareline.cli.enqueue:enqueue", "Publish one job."),
     "jobs": ("hareline.cli.jobs:jobs", "List and show jobs, and count them."),
     "recorder": ("hareline.cli.recorder:recorder", "Carry what is told of jobs into the database."),
+    "saga": ("hareline.cli.saga:saga", "Start sagas, list them, show one step by step."),
     "schedule": ("hareline.cli.schedule:schedule", "Make, list, cancel, pause and run schedules."),
     "scheduler": ("hareline.cli.scheduler:scheduler", "Issue the jobs of schedules that fall due."),
     "relay": ("hareline.cli.relay:relay", "Publish what is committed in the outbox."),
