@@ -97,7 +97,7 @@ def _strict_option(command: F) -> F:
 def show(app: str | None, form: str, as_json: bool, asyncapi: bool, schemas: bool, broker_version: str | None) -> None:
     """Show what the code wants on the broker, which depends on the broker's version."""
     settings = Settings.from_env()
-    job_types = load_app(app or settings.app).job_types
+    job_types = load_app(app or settings.app).job_types_with(settings)
     if asyncapi and schemas:
         raise click.UsageError("--asyncapi and --schemas are two documents: ask for one")
     if asyncapi:
@@ -244,7 +244,7 @@ class _Report:
 
 @asynccontextmanager
 async def _session(app: str | None, settings: Settings) -> AsyncIterator[_Session]:
-    job_types = load_app(app or settings.app).job_types
+    job_types = load_app(app or settings.app).job_types_with(settings)
     async with await _connect(settings) as control:
         yield _Session(
             derive(job_types, control.capabilities, settings.namespace),
