@@ -17,8 +17,8 @@ from pydantic import AwareDatetime, BaseModel, Field, JsonValue
 
 from consumers.job import Job
 from consumers.jobs import Handlers
-from consumers.outcome import Permanent, Transient
-from consumers.retry import retry_after
+from consumers.jobs.answer import asking, judge
+from consumers.outcome import Permanent
 from producers.webhooks.schemes import SCHEMES, standard_headers
 from topology.contract import JobType, Retry
 from topology.errors import SettingsError
@@ -114,18 +114,7 @@ async def deliver(payload: Outgoing, job: Job, client: httpx.AsyncClient, endpoi
     about = {"type": payload.event, "timestamp": payload.timestamp.isoformat(), "data": payload.data}
     body = json.dumps(about, separators=(",", ":")).encode()
     signature = standard_headers(list(endpoint.secrets), body, delivery_id=job.id, now=time.time())
-    try:
-        answer = await client.post(
-            endpoint.url, content=body, headers={"Content-Type": "application/json", **signature}
-        )
-    except httpx.TransportError as error:
-        raise Transient(f"{payload.endpoint}: {type(error).__name__}") from error
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise Permanent(f"{payload.endpoint}: {type(error).__name__}") from error
-    if answer.is_success:
-        return
-    finding = f"{payload.endpoint}: {answer.status_code} {answer.reason_phrase}".rstrip()
-    if answer.status_code in _HOPELESS:
-        raise Permanent(f"{finding}: {answer.text[:200]}")
-    wait = retry_after(answer.headers.get("Retry-After"), datetime.now(UTC))
-    raise Transient(finding, after=None if wait is None else min(wait, endpoints.longest_wait))
+    headers = {"Content-Type": "application/json", **signature}
+    with asking(payload.endpoint, discreet=True):
+        answer = await client.post(endpoint.url, content=body, headers=headers)
+    judge(answer, payload.endpoint, longest_wait=endpoints.longest_wait, hopeless=_HOPELESS.__contains__)
