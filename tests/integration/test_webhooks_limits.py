@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from typing import Any
 
 import pytest
 
+from hareline import Rate, WebhookReceiver, WebhookSource
 from store.engine import Database
 from tests.lab import until
-from tests.webhooks import problem, serving, signed, started
+from tests.webhooks import NOWHERE, SECRET, created, listening, problem, serving, signed, started
 
 pytestmark = pytest.mark.machine
 
@@ -88,3 +90,49 @@ async def test_too_many_at_once_are_asked_to_come_again(sqlite_url: str) -> None
 
 async def _accepted(receiver: Any) -> bool:
     return (await receiver.deliver()).status_code < 300
+
+
+# -- rates -------------------------------------------------------------------------------------------------------------
+
+
+def limited(**rate: Any) -> list[WebhookSource]:
+    events = {"order.created": created}
+    return [
+        WebhookSource("generic", secrets=[SECRET], events=events, rate=Rate(**rate)),
+        WebhookSource("github", scheme="github", secrets=[SECRET], events=events),
+    ]
+
+
+async def test_above_its_rate_a_source_is_asked_to_come_again(database: Database) -> None:
+    """Repeats count, other sources do not, and nothing of what is refused is stored."""
+    now = [1_900_000_000.0]
+    receiver = WebhookReceiver(limited(per_second=0.5, burst=3), NOWHERE, database=database, clock=lambda: now[0])
+    async with listening(receiver) as found:
+        answers = [await found.deliver(key=key) for key in ("a", "a", "b", "c", "a")]
+        assert [answer.status_code for answer in answers] == [202, 200, 202, 429, 429]
+        assert "more deliveries" in problem(answers[3], 429)
+        assert answers[3].headers["retry-after"] == "2"
+        assert (await found.deliver("github")).status_code == 202
+        now[0] += 2.0
+        assert (await found.deliver(key="c")).status_code == 202
+        problem(await found.deliver(key="d"), 429)
+        now[0] -= 3600.0
+        assert (await found.deliver(key="d")).headers["retry-after"] == "2", "an hour back gives nothing"
+        now[0] += 2.0
+        assert (await found.deliver(key="d")).status_code == 202, "and takes nothing"
+    assert len(await started(database)) == 5
+
+
+async def test_a_forger_cannot_use_up_what_the_sender_may_send(sqlite_url: str) -> None:
+    async with serving(sqlite_url, limited(per_second=0.001, burst=1)) as receiver:
+        headers, body = signed()
+        for _ in range(20):
+            problem(await receiver.post("/webhooks/generic", body + b" ", headers), 401)
+        assert (await receiver.post("/webhooks/generic", body, headers)).status_code == 202
+        problem(await receiver.post("/webhooks/generic", body, headers), 429)
+
+
+async def test_of_a_crowd_at_once_the_burst_is_taken(sqlite_url: str) -> None:
+    async with serving(sqlite_url, limited(per_second=0.001, burst=20)) as receiver:
+        answers = await asyncio.gather(*(receiver.deliver(key=str(number)) for number in range(60)))
+    assert Counter(answer.status_code for answer in answers) == {202: 20, 429: 40}
