@@ -43,7 +43,7 @@ class Settings:
     jobs_done_retention: float = 7 * 86_400.0
     jobs_failed_retention: float = 30 * 86_400.0
     dead_retention: float = 30 * 86_400.0
-    webhooks: str = ""
+    webhooks: str = field(default="", repr=False)
     webhooks_host: str = "127.0.0.1"
     webhooks_port: int = 8080
     webhooks_token: str = field(default="", repr=False)

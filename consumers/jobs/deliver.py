@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Annotated, Final
+from urllib.parse import urlsplit
 
 import httpx
 from pydantic import AwareDatetime, BaseModel, Field, JsonValue
@@ -58,8 +59,8 @@ class Endpoint:
     secrets: Sequence[str] = field(repr=False)
 
     def __post_init__(self) -> None:
-        if not self.url.startswith(("http://", "https://")):
-            raise SettingsError("a webhook endpoint needs an http(s) address")
+        if not _is_address(self.url):  # not shown: it may hold a token
+            raise SettingsError("a webhook endpoint needs an http(s) address, with a host and a port that there can be")
         if isinstance(self.secrets, str) or not self.secrets:
             raise SettingsError("a webhook endpoint needs secrets=[...]: unsigned deliveries would be refused")
         for secret in self.secrets:
@@ -118,3 +119,11 @@ async def deliver(payload: Outgoing, job: Job, client: httpx.AsyncClient, endpoi
     with asking(payload.endpoint, discreet=True):
         answer = await client.post(endpoint.url, content=body, headers=headers)
     judge(answer, payload.endpoint, longest_wait=endpoints.longest_wait, hopeless=_HOPELESS.__contains__)
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False

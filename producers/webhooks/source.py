@@ -42,7 +42,7 @@ class WebhookSource:
     window: float = 300.0
     event_at: str | None = None
     delivery_id_at: str | None = None
-    secrets_file: Path | None = None
+    secrets_file: str | Path | None = None
     rate: Rate | float | None = None
 
     def __post_init__(self) -> None:
@@ -60,6 +60,10 @@ class WebhookSource:
                 self._location(name)
             except ValueError as error:
                 raise ContractError(f"webhook source '{self.name}': {name}: {error}") from None
+        if self.secrets_file is not None:
+            if self.secrets is not None:
+                raise ContractError(f"webhook source '{self.name}': secrets and secrets_file: give one of them")
+            object.__setattr__(self, "secrets_file", Path(self.secrets_file))
         if self.rate is not None and not isinstance(self.rate, Rate):
             object.__setattr__(self, "rate", Rate(self.rate))
         if self.secrets is not None:
@@ -94,7 +98,7 @@ class WebhookSource:
         if self.secrets is not None:
             return self
         if self.secrets_file is not None:
-            return replace(self, secrets=_read(self.name, self.secrets_file))
+            return replace(self, secrets=_read(self.name, Path(self.secrets_file)), secrets_file=None)
         found = [part.strip() for part in environment.get(self.variable, "").split(",") if part.strip()]
         if not found:
             raise SettingsError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -102,6 +103,17 @@ async def test_nobody_there_and_nobody_known() -> None:
         await send(endpoints(1))
     with pytest.raises(Permanent, match="no webhook endpoint 'bank'"):
         await send(endpoints(1), EVENT.model_copy(update={"endpoint": "bank"}))
+
+
+@pytest.mark.machine
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:1/hush", "http://[hush/", "http://127.0.0.1:99999/hush", "http:///hush"]
+)
+async def test_an_address_is_in_no_error_and_no_traceback(url: str) -> None:
+    """It may hold a token, and a dead letter keeps both."""
+    with pytest.raises((Permanent, Transient)) as caught:
+        await send(Endpoints({"shop": Endpoint(url, [STANDARD])}))
+    assert "hush" not in "".join(traceback.format_exception(caught.value))
 
 
 @pytest.mark.machine

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from hareline import App, Delivery, JobType, Settings, WebhookSource, webhook_received
 from producers.webhooks.declared import declared_webhooks, sources_of
 from producers.webhooks.rate import Rate
-from topology.errors import DeclarationInvalid, SettingsError
+from topology.errors import ContractError, DeclarationInvalid, SettingsError
 
 pytestmark = pytest.mark.machine
 
@@ -184,6 +184,14 @@ def test_a_file_that_is_none_is_named(tmp_path: Path, name: str, content: bytes 
     told = refused(str(tmp_path / name))
     assert told.startswith(f"HARELINE_WEBHOOKS {tmp_path / name}: ")
     assert says in told
+
+
+def test_code_may_name_the_file_of_the_secrets_instead_of_them(tmp_path: Path) -> None:
+    (tmp_path / "git").write_text("hush-hush\n", encoding="utf-8")
+    armed = WebhookSource("git", scheme="github", secrets_file=str(tmp_path / "git")).armed({})
+    assert armed.secrets == ("hush-hush",)
+    with pytest.raises(ContractError, match="give one of them"):
+        WebhookSource("git", secrets=["hush-hush"], secrets_file="git")
 
 
 def test_the_variable_is_read_from_the_environment() -> None:
