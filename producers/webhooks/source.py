@@ -102,8 +102,8 @@ class WebhookSource:
         found = [part.strip() for part in environment.get(self.variable, "").split(",") if part.strip()]
         if not found:
             raise SettingsError(
-                f"webhook source '{self.name}' has no secret: give secrets=[...], or set {self.variable}; "
-                "without one anybody could start jobs"
+                f"webhook source '{self.name}' has no secret: set {self.variable}, or give it secrets or a "
+                "secrets_file; without one anybody could start jobs"
             )
         return replace(self, secrets=found)
 
@@ -134,7 +134,8 @@ class WebhookSource:
                 body = location.body(body, value)
                 headers |= location.headers(value)
         signature, body = rules.sign(self.secrets[0], body, event=event, delivery_id=delivery_id, now=now)
-        return {**signature, **headers}, body
+        placed = {header.lower() for header in headers}
+        return {header: value for header, value in signature.items() if header.lower() not in placed} | headers, body
 
     def _location(self, name: str) -> Location | None:
         text = getattr(self, name)

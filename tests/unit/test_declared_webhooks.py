@@ -237,3 +237,11 @@ def test_what_is_missing_there_is_none() -> None:
     twice = Delivery.of([("x-id", "1"), ("X-ID", "2"), ("X-Idempotency-Key", "k")], b"")
     identity = source.identify(twice, {"a": {"b": ["no text"]}})
     assert (identity.event, identity.delivery_id) == (None, None)
+
+
+def test_a_header_that_the_scheme_has_too_is_sent_once() -> None:
+    source = WebhookSource("x", secrets=["hush-hush"], event_at="header:x-idempotency-key")
+    headers, body = source.sign(b"{}", event="paid", delivery_id="d-1", now=0.0)
+    delivery = Delivery.of(headers.items(), body)
+    assert source.verify(delivery, 0.0)
+    assert source.identify(delivery, {}).event == "paid"
