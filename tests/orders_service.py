@@ -39,7 +39,7 @@ def main() -> None:
     def clock() -> datetime:
         return datetime.now(UTC) + timedelta(seconds=float(ahead))
 
-    guard = Middleware(Idempotency, Settings(database_url=url), database=database, clock=clock, lease=60.0)
+    guard = Middleware(Idempotency, Settings(database_url=url), database=database, clock=clock, lease=3600.0)
     application = Starlette(routes=[Route("/orders", order, methods=["POST"])], middleware=[guard])
     listening = socket.create_server(("127.0.0.1", 0))
     print(listening.getsockname()[1], flush=True)

@@ -24,7 +24,7 @@ from tests.lab import Lab, clear_namespace, until
 from tests.webhooks import STANDARD, listening, serving, started
 
 OLD, NEW = STANDARD, "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
-QUICKLY = Retry(attempts=60, base=0.1, factor=1.5, cap=1.0, jitter=0.0)
+QUICKLY = Retry(attempts=200, base=0.1, factor=1.5, cap=1.0, jitter=0.0)
 
 
 class Paid(BaseModel):
