@@ -1,6 +1,6 @@
 """The webhook receiver as an ASGI application. Read `WebhookReceiver._receive` first.
 
-    limits -> signature over the raw bytes -> parse -> identify -> one transaction -> 202
+    limits -> signature over the raw bytes -> rate -> parse -> identify -> one transaction -> 202
 
 Nothing is processed in the request, and nothing is parsed before the signature is known to be right.
 """
@@ -24,11 +24,12 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from producers.webhooks import openapi
-from producers.webhooks.answers import UNSIGNED, Problem, accepted, unavailable
+from producers.webhooks.answers import UNSIGNED, Problem, accepted, too_many, unavailable
 from producers.webhooks.delivery import Answering, Delivery, Reply
 from producers.webhooks.guard import Guard, body_of
 from producers.webhooks.intake import BodyInvalid, arrival_of, parsed
 from producers.webhooks.journal import Journal
+from producers.webhooks.rate import Bucket, Rate
 from producers.webhooks.source import WebhookSource
 from store import jobs_read, schema, webhooks
 from store.engine import Database
@@ -63,6 +64,7 @@ class WebhookReceiver:
         self._sources = {source.name: source for source in armed}
         if len(self._sources) < len(armed):
             raise ContractError("two webhook sources have the same name: it is what tells them apart")
+        self._buckets = {source.name: Bucket(source.rate) for source in armed if isinstance(source.rate, Rate)}
         self._owned = database is None
         self._database = database or Database.from_settings(self._settings)
         self._clock = clock
@@ -102,6 +104,9 @@ class WebhookReceiver:
                 return _as_it_is(ping)
             logger.info("%s: a delivery that is not signed as it must be was refused", source.name)
             return Problem(HTTPStatus.UNAUTHORIZED, UNSIGNED)
+        # After the signature: what a forger sends must not use up what the sender may.
+        if source.name in self._buckets and (wait := self._buckets[source.name].take(self._clock())) > 0:
+            return too_many(wait)
         try:
             document = parsed(delivery)
         except BodyInvalid as error:
@@ -112,7 +117,7 @@ class WebhookReceiver:
         return await self._keep(source, delivery, document)
 
     async def _keep(self, source: WebhookSource, delivery: Delivery, document: object) -> Response:
-        identity = source.rules.identify(delivery, document)
+        identity = source.identify(delivery, document)
         arrival = arrival_of(source, delivery, identity, new_id(), new_id())
         try:
             kept = await self._journal.accept(arrival)
