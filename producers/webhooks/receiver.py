@@ -40,6 +40,7 @@ from topology.settings import Settings
 logger = logging.getLogger(__name__)
 
 _READY_WITHIN: Final = 5.0
+_DELIVERIES: Final = "/webhooks/"
 _VERSION: Final = "1"
 """Of this interface, not of the package."""
 
@@ -69,9 +70,11 @@ class WebhookReceiver:
         self._database = database or Database.from_settings(self._settings)
         self._clock = clock
         self._journal = Journal(self._database, self._settings.webhooks_retention, self._now)
-        self._asgi = Guard(
-            self._application(), self._settings.webhooks_max_headers, self._settings.webhooks_concurrency
-        )
+        self._rules = {name: source.rules for name, source in self._sources.items()}
+        # Looked up once: whether an object fits a protocol is no cheap question.
+        self._answering = {name: rules for name, rules in self._rules.items() if isinstance(rules, Answering)}
+        self._rest = self._application()
+        self._asgi = Guard(self._dispatch, self._settings.webhooks_max_headers, self._settings.webhooks_concurrency)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -87,6 +90,21 @@ class WebhookReceiver:
 
     # -- deliveries ------------------------------------------------------------------------------------------------
 
+    async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Deliveries go past the router and its middleware, which take as long as the work; the rest goes through."""
+        name = _delivered_to(scope)
+        if name not in self._sources:
+            await self._rest(scope, receive, send)
+            return
+        scope["path_params"] = {"source": name}
+        request = Request(scope, receive)
+        try:
+            response = await self._receive(request)
+        except Exception as error:
+            await (await _failed(request, error))(scope, receive, send)
+            raise  # to the server, which logs it
+        await response(scope, receive, send)
+
     async def _receive(self, request: Request) -> Response:
         source = self._sources.get(request.path_params["source"])
         if source is None:
@@ -97,9 +115,9 @@ class WebhookReceiver:
         delivery = Delivery.of(
             ((name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw), body
         )
-        rules = source.rules
+        rules = self._answering.get(source.name)
         if not source.verify(delivery, self._clock()):
-            ping = rules.unsigned(delivery) if isinstance(rules, Answering) else None
+            ping = rules.unsigned(delivery) if rules is not None else None
             if ping is not None:
                 return _as_it_is(ping)
             logger.info("%s: a delivery that is not signed as it must be was refused", source.name)
@@ -111,13 +129,17 @@ class WebhookReceiver:
             document = parsed(delivery)
         except BodyInvalid as error:
             return Problem(HTTPStatus.BAD_REQUEST, str(error))
-        reply = rules.signed(delivery, document) if isinstance(rules, Answering) else None
+        reply = rules.signed(delivery, document) if rules is not None else None
         if reply is not None:
             return _as_it_is(reply)
         return await self._keep(source, delivery, document)
 
     async def _keep(self, source: WebhookSource, delivery: Delivery, document: object) -> Response:
+<<<<<<< HEAD
         identity = source.identify(delivery, document)
+=======
+        identity = self._rules[source.name].identify(delivery, document)
+>>>>>>> hook
         arrival = arrival_of(source, delivery, identity, new_id(), new_id())
         try:
             kept = await self._journal.accept(arrival)
@@ -198,6 +220,14 @@ class WebhookReceiver:
             await self.close()
             await send({"type": "lifespan.shutdown.complete"})
             return
+
+
+def _delivered_to(scope: Scope) -> str | None:
+    """The source in the path of a POST; None for all other requests."""
+    if scope["type"] != "http" or scope["method"] != "POST":
+        return None
+    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+    return path.removeprefix(_DELIVERIES) if path.startswith(_DELIVERIES) else None
 
 
 def _as_it_is(reply: Reply) -> Response:

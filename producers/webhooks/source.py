@@ -72,7 +72,7 @@ class WebhookSource:
     @property
     def rules(self) -> Scheme:
         """The scheme itself."""
-        return self.scheme if isinstance(self.scheme, Scheme) else SCHEMES[self.scheme]
+        return SCHEMES[self.scheme] if isinstance(self.scheme, str) else self.scheme
 
     @property
     def variable(self) -> str:
