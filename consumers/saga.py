@@ -34,7 +34,7 @@ from consumers.registry import Route
 from consumers.saga_view import plain
 from topology import events
 from topology import slip as slips
-from topology.envelope import SAGA, Envelope, Message, trace_of
+from topology.envelope import SAGA, Envelope, Message, carried
 from topology.errors import HarelineError
 from topology.events import JobEvent
 from topology.slip import MESSAGE_LIMIT, Failure, Slip, SlipTooLarge, place_text
@@ -182,8 +182,8 @@ class FollowUps:
         return self._messages(hops, delivery, opened), _turned_news(slip, failure, hops)
 
     def _messages(self, hops: Sequence[Slip], delivery: Delivery, opened: Envelope) -> Sequence[Message]:
-        trace = trace_of(opened.headers)
-        return [slips.message_of(self._names, hop, delivery.body, trace) for hop in hops]
+        about = carried(opened.headers)
+        return [slips.message_of(self._names, hop, delivery.body, about) for hop in hops]
 
     def _after_undo(
         self, delivery: Delivery, opened: Envelope, slip: Slip, outcome: Outcome, duration: float

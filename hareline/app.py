@@ -43,21 +43,23 @@ class App:
         self.schedules = tuple(schedules)
         self.webhooks = tuple(webhooks)
         _check(self.schedules, self.job_types)
-        _check_webhooks(self.webhooks, self.job_types)
+        _check_webhooks(self.webhooks, self.job_types, self.sagas)
         if any(source.catches for source in self.webhooks):
             self.registry.declare(webhook_received)
 
     def webhooks_with(self, settings: Settings) -> tuple[WebhookSource, ...]:
         """The sources of the code, and those that ``HARELINE_WEBHOOKS`` declares. Raises DeclarationInvalid."""
         names = [source.name for source in self.webhooks]
-        return (*self.webhooks, *declared_webhooks(settings, self.job_types, names))
+        return (*self.webhooks, *declared_webhooks(settings, (*self.job_types, *self.sagas), names))
 
     def job_types_with(self, settings: Settings) -> tuple[JobType[Any], ...]:
         """`job_types`, and the catch-all where a source of ``HARELINE_WEBHOOKS`` needs it.
 
         Raises DeclarationInvalid.
         """
-        declared = declared_webhooks(settings, self.job_types, [source.name for source in self.webhooks])
+        declared = declared_webhooks(
+            settings, (*self.job_types, *self.sagas), [source.name for source in self.webhooks]
+        )
         missing = webhook_received not in self.job_types and any(source.catches for source in declared)
         return (*self.job_types, webhook_received) if missing else self.job_types
 
@@ -111,14 +113,20 @@ def _check(schedules: tuple[Schedule, ...], job_types: tuple[JobType[Any], ...])
         names.add(schedule.name)
 
 
-def _check_webhooks(sources: tuple[WebhookSource, ...], job_types: tuple[JobType[Any], ...]) -> None:
+def _check_webhooks(
+    sources: tuple[WebhookSource, ...], job_types: tuple[JobType[Any], ...], sagas: tuple[Saga[Any], ...]
+) -> None:
     known = {job_type.name for job_type in job_types}
     names: set[str] = set()
     for source in sources:
-        for job_type in source.job_types:
-            if job_type.name not in known:
+        for started in source.startables:
+            if isinstance(started, Saga):
+                missing = "sagas" if started not in sagas else None
+            else:
+                missing = "job_types" if started.name not in known else None
+            if missing:
                 raise ContractError(
-                    f"webhook source '{source.name}': add '{job_type.name}' to the app's job_types, or nobody runs it"
+                    f"webhook source '{source.name}': add '{started.name}' to the app's {missing}, or nobody runs it"
                 )
         if source.name in names:
             raise ContractError(f"two webhook sources have the name '{source.name}': it is in their address")

@@ -162,16 +162,17 @@ def _next_undo(slip: Slip, order: tuple[Place, ...]) -> tuple[Slip, ...]:
 # -- as a message ------------------------------------------------------------------------------------------------------
 
 
-def message_of(names: Names, slip: Slip, body: bytes, trace: Mapping[str, str] | None = None) -> Message:
-    """The message of a hop. A compensation is an event: it goes to the events exchange, and from there to its queue.
+def message_of(names: Names, slip: Slip, body: bytes, about: Mapping[str, Any] | None = None) -> Message:
+    """The message of a hop; ``about`` are headers that go along.
 
+    A compensation is an event: it goes to the events exchange, and from there to its queue.
     Raises SlipTooLarge.
     """
     branch = slip.branch
     job_type, priority, record = branch.do, branch.priority, branch.record
     if slip.undoing:
         job_type, priority, record = branch.undo or "", branch.undo_priority, branch.undo_record
-    headers = {**(trace or {}), **headers_of(slip)}
+    headers = {**(about or {}), **headers_of(slip)}
     if record is not None:
         headers[RECORD] = record
     message = new_job(

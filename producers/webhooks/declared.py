@@ -21,8 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from producers.webhooks.catchall import webhook_received
 from producers.webhooks.rate import Rate
 from producers.webhooks.schemes import SCHEMES, SchemeName
-from producers.webhooks.source import WebhookSource
-from topology.contract import JobType
+from producers.webhooks.source import Startable, WebhookSource
 from topology.duration import parse_duration
 from topology.errors import ContractError, DeclarationInvalid, OptionInvalid
 from topology.settings import Settings
@@ -50,8 +49,8 @@ class _Declared(BaseModel):
 
 _KEYS: Final[Mapping[str, str]] = {
     "scheme": f"one of {', '.join(SCHEMES)}",
-    "events": 'a table of event names and job types, as { "order.created" = "shop.order" }',
-    "default": "the name of a job type",
+    "events": 'a table of event names and job types or sagas, as { "order.created" = "shop.order" }',
+    "default": "the name of a job type or saga",
     "window": "seconds above zero, or a duration as 5m",
     "event_at": "header:NAME or body:a.b",
     "delivery_id_at": "header:NAME or body:a.b",
@@ -63,9 +62,9 @@ _SECRETS: Final = frozenset({"secret", "secrets", "key", "token", "password"})
 
 
 def declared_webhooks(
-    settings: Settings, job_types: Iterable[JobType[Any]], taken: Collection[str] = ()
+    settings: Settings, startables: Iterable[Startable], taken: Collection[str] = ()
 ) -> tuple[WebhookSource, ...]:
-    """The sources of ``HARELINE_WEBHOOKS``; their events start those of ``job_types`` that they name.
+    """The sources of ``HARELINE_WEBHOOKS``; their events start those of ``startables`` that they name.
 
     ``taken`` are names of sources that the code declares. Raises DeclarationInvalid.
     """
@@ -76,14 +75,14 @@ def declared_webhooks(
     where = VARIABLE if inline else f"{VARIABLE} {text}"
     base = Path() if inline else Path(text).parent
     document = _json(text, where) if inline else _file(Path(text), where)
-    return sources_of(document, job_types, taken, where, base)
+    return sources_of(document, startables, taken, where, base)
 
 
 def sources_of(
-    document: Mapping[str, Any], job_types: Iterable[JobType[Any]], taken: Collection[str], where: str, base: Path
+    document: Mapping[str, Any], startables: Iterable[Startable], taken: Collection[str], where: str, base: Path
 ) -> tuple[WebhookSource, ...]:
     """What a document declares. ``where`` is what errors call it; ``base`` is where its relative paths begin. Pure."""
-    known = {job_type.name: job_type for job_type in job_types} | {webhook_received.name: webhook_received}
+    known: dict[str, Startable] = {one.name: one for one in startables} | {webhook_received.name: webhook_received}
     if not document:
         raise DeclarationInvalid(
             f'{where}: it declares no source: write a table for each, as [github] scheme = "github"'
@@ -94,7 +93,7 @@ def sources_of(
     return tuple(_source(name, value, known, where, base) for name, value in document.items())
 
 
-def _source(name: str, value: object, known: Mapping[str, JobType[Any]], where: str, base: Path) -> WebhookSource:
+def _source(name: str, value: object, known: Mapping[str, Startable], where: str, base: Path) -> WebhookSource:
     at = f"{where}: {name}"
     if not isinstance(value, dict):
         raise DeclarationInvalid(f"{at}: a table is needed, one for each source: [{name}] scheme = ...")
@@ -138,11 +137,11 @@ def _burst(at: str, burst: int | None) -> int:
     return burst or 0
 
 
-def _job_type(at: str, name: str, known: Mapping[str, JobType[Any]]) -> JobType[Any]:
+def _job_type(at: str, name: str, known: Mapping[str, Startable]) -> Startable:
     found = known.get(name)
     if found is None:
         raise DeclarationInvalid(
-            f"{at}: the app has no job type '{name}'{_meant(name, known)}; it has: {', '.join(sorted(known))}"
+            f"{at}: the app has no job type or saga '{name}'{_meant(name, known)}; it has: {', '.join(sorted(known))}"
         )
     return found
 

@@ -69,8 +69,9 @@ class Journal:
 
     async def _without_new(self, batch: Sequence[_Waiting]) -> Sequence[_Waiting]:
         """Nearly all are new, and these take one round trip; returns those that are not."""
+        plain = [arrival for arrival, _ in batch if len(arrival.rows) == 1]
         async with self._database.statements() as connection:
-            new = await accept_new(connection, [arrival for arrival, _ in batch], self._clock(), self._retention)
+            new = await accept_new(connection, plain, self._clock(), self._retention)
         mine = [waiting for waiting in batch if waiting[0].webhook_id in new]
         self._resolve(mine, [Kept(arrival.webhook_id, "new") for arrival, _ in mine])
         return batch if not mine else [waiting for waiting in batch if waiting[0].webhook_id not in new]

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, Final
 
+from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -31,10 +32,12 @@ from producers.webhooks.intake import BodyInvalid, arrival_of, parsed
 from producers.webhooks.journal import Journal
 from producers.webhooks.rate import Bucket, Rate
 from producers.webhooks.source import WebhookSource
-from store import jobs_read, schema, webhooks
+from store import jobs_read, sagas_read, schema, webhooks
 from store.engine import Database
+from store.webhooks import WebhookRecord
 from topology.envelope import new_id
 from topology.errors import ContractError, NotFound, StoreError
+from topology.saga import Saga
 from topology.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -135,12 +138,8 @@ class WebhookReceiver:
         return await self._keep(source, delivery, document)
 
     async def _keep(self, source: WebhookSource, delivery: Delivery, document: object) -> Response:
-<<<<<<< HEAD
         identity = source.identify(delivery, document)
-=======
-        identity = self._rules[source.name].identify(delivery, document)
->>>>>>> hook
-        arrival = arrival_of(source, delivery, identity, new_id(), new_id())
+        arrival = arrival_of(source, delivery, identity, new_id(), new_id(), self._clock())
         try:
             kept = await self._journal.accept(arrival)
         except StoreError as error:
@@ -165,17 +164,27 @@ class WebhookReceiver:
         try:
             async with self._database.reading() as connection:
                 found = await webhooks.find(connection, names["source"], _printable(names["webhook_id"]))
-                try:
-                    status = (await jobs_read.get(connection, found.job_id, self._now())).status
-                except NotFound:
-                    status = "accepted"  # published, and not reported yet, or never
+                status = await self._became(connection, found)
         except NotFound:
             return Problem(HTTPStatus.NOT_FOUND, "no such webhook is known, or its retention is over")
         except StoreError:
             return unavailable("the database does not answer")
         about: dict[str, Any] = {name: getattr(found, name) for name in ("webhook_id", "source", "event")}
-        job = {"job_id": found.job_id, "job_type": found.job_type}
+        of_saga = self._starts_saga(found)
+        job = {"saga_id" if of_saga else "job_id": found.job_id, "saga" if of_saga else "job_type": found.job_type}
         return JSONResponse({**about, "status": status, **job, "received_at": found.received_at.isoformat()})
+
+    async def _became(self, connection: AsyncConnection, found: WebhookRecord) -> str:
+        try:
+            if self._starts_saga(found):
+                return (await sagas_read.get(connection, found.job_id)).status
+            return (await jobs_read.get(connection, found.job_id, self._now())).status
+        except NotFound:
+            return "accepted"  # published, and not reported yet, or never
+
+    def _starts_saga(self, found: WebhookRecord) -> bool:
+        started = self._sources[found.source].starts(found.event) if found.source in self._sources else None
+        return isinstance(started, Saga) and started.name == found.job_type
 
     async def _document(self, request: Request) -> Response:
         del request

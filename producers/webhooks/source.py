@@ -15,6 +15,10 @@ from producers.webhooks.rate import Rate
 from producers.webhooks.schemes import SCHEMES, SchemeName
 from topology.contract import JobType
 from topology.errors import ContractError, SettingsError
+from topology.saga import Saga
+
+Startable = JobType[Any] | Saga[Any]
+"""What an event can start."""
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -25,11 +29,11 @@ class WebhookSource:
 
     ``scheme`` is one of the seven by name, or a `Scheme` of your own. ``secrets`` are all valid at once, so that one
     can be replaced by another; None takes them from ``HARELINE_WEBHOOKS_SECRETS_{NAME}``, comma-separated.
-    ``events`` maps the sender's event names to job types, which get the body as their payload; ``default`` gets the
-    others, and without it they become ``webhook.received``. ``window`` is how many seconds a signed time may be off.
-    ``event_at`` and ``delivery_id_at`` say where these two are, ``header:X-Event`` or ``body:data.type``, for a sender
-    that has them elsewhere than its scheme. ``secrets_file`` holds a secret a line, read when the receiver starts.
-    ``rate`` is how many verified deliveries a second one process takes, a number or a `Rate`; more get 429.
+    ``events`` maps the sender's event names to job types or sagas, which get the body as their payload; ``default``
+    gets the others, and without it they become ``webhook.received``. ``window`` is how many seconds a signed time may
+    be off. ``event_at`` and ``delivery_id_at`` say where these two are, ``header:X-Event`` or ``body:data.type``, for a
+    sender that has them elsewhere than its scheme. ``secrets_file`` holds a secret a line, read when the receiver
+    starts. ``rate`` is how many verified deliveries a second one process takes, a number or a `Rate`; more get 429.
 
     Raises ContractError, and SettingsError for a secret that is missing or cannot be one. Neither shows a secret.
     """
@@ -37,8 +41,8 @@ class WebhookSource:
     name: str
     scheme: SchemeName | Scheme = "generic"
     secrets: Sequence[str] | None = field(default=None, repr=False)
-    events: Mapping[str, JobType[Any]] = field(default_factory=dict)
-    default: JobType[Any] | None = None
+    events: Mapping[str, Startable] = field(default_factory=dict)
+    default: Startable | None = None
     window: float = 300.0
     event_at: str | None = None
     delivery_id_at: str | None = None
@@ -80,10 +84,10 @@ class WebhookSource:
         return f"HARELINE_WEBHOOKS_SECRETS_{self.name.upper().replace('-', '_')}"
 
     @property
-    def job_types(self) -> tuple[JobType[Any], ...]:
+    def startables(self) -> tuple[Startable, ...]:
         """All that it can start, the catch-all aside."""
         named = (*self.events.values(), *(() if self.default is None else (self.default,)))
-        return tuple(job_type for job_type in named if job_type is not webhook_received)
+        return tuple(started for started in named if started is not webhook_received)
 
     @property
     def catches(self) -> bool:
@@ -141,8 +145,8 @@ class WebhookSource:
         text = getattr(self, name)
         return None if text is None else Location.of(text)
 
-    def starts(self, event: str | None) -> JobType[Any] | None:
-        """The job type for ``event``; None means the catch-all."""
+    def starts(self, event: str | None) -> Startable | None:
+        """The job type or saga for ``event``; None means the catch-all."""
         found = self.default if event is None else self.events.get(event, self.default)
         return None if found is webhook_received else found
 

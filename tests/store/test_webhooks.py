@@ -26,9 +26,12 @@ DAYS = Retention.of(Settings())
 NOW = datetime(2030, 1, 31, 12, tzinfo=UTC)
 
 
-def arrival(key: str = "k", fingerprint: str = "f", source: str = "shop", body: bytes = b"{}") -> Arrival:
-    row = OutboxRow(job_id=new_id(), job_type="order.created", body=body, origin="webhook")
-    return Arrival(new_id(), source, key, fingerprint, "order.created", row)
+def arrival(
+    key: str = "k", fingerprint: str = "f", source: str = "shop", body: bytes = b"{}", rows: int = 1
+) -> Arrival:
+    started = [OutboxRow(job_id=new_id(), job_type="order.created", body=body, origin="webhook") for _ in range(rows)]
+    first = started[0]
+    return Arrival(new_id(), source, key, fingerprint, "order.created", first.job_id, first.job_type, tuple(started))
 
 
 async def accepted(database: Database, *arrivals: Arrival, now: datetime = NOW) -> list[Kept]:
@@ -48,7 +51,7 @@ async def test_the_first_is_new_and_a_repeat_has_its_id(database: Database) -> N
     assert await accepted(database, arrival(fingerprint="g")) == [Kept(first.webhook_id, "conflict")]
     elsewhere = arrival(source="bank")
     assert await accepted(database, elsewhere) == [Kept(elsewhere.webhook_id, "new")]
-    assert {row.job_id for row in await rows(database, outbox)} == {first.row.job_id, elsewhere.row.job_id}
+    assert {row.job_id for row in await rows(database, outbox)} == {first.started_id, elsewhere.started_id}
 
 
 async def test_many_at_once_each_have_their_own_fate(database: Database) -> None:
@@ -106,7 +109,7 @@ async def test_a_delivery_is_found_by_its_source_and_id(database: Database) -> N
     await accepted(database, first)
     async with database.reading() as connection:
         found = await find(connection, "shop", first.webhook_id)
-        assert (found.event, found.job_id, found.received_at) == ("order.created", first.row.job_id, NOW)
+        assert (found.event, found.job_id, found.received_at) == ("order.created", first.started_id, NOW)
         for wrong in (("bank", first.webhook_id), ("shop", "x")):
             with pytest.raises(NotFound):
                 await find(connection, *wrong)
@@ -117,3 +120,10 @@ async def test_cleaning_removes_what_has_expired(database: Database) -> None:
     await accepted(database, arrival("young"), now=NOW - timedelta(days=6))
     assert (await clean(database, DAYS, clock=lambda: NOW))["webhooks"] == 1
     assert [row.idempotency_key for row in await rows(database, webhooks)] == ["young"]
+
+
+async def test_a_saga_that_begins_with_parallel_steps_has_all_its_rows_written(database: Database) -> None:
+    several = arrival(rows=3)
+    (kept,) = await accepted(database, several)
+    assert kept.fate == "new"
+    assert {row.job_id for row in await rows(database, outbox)} == {row.job_id for row in several.rows}

@@ -131,11 +131,17 @@ def test_a_source_in_code_may_name_the_catch_all() -> None:
     [
         ({"schema": "github"}, "git.schema: there is no such key, is 'scheme' meant?; there are: scheme, events,"),
         ({"scheme": "gitlab"}, "git.scheme: this cannot be: it must be one of generic, standard, github"),
-        ({"events": {"push": "git.pusch"}}, "git.events.push: the app has no job type 'git.pusch', is 'git.push'"),
+        (
+            {"events": {"push": "git.pusch"}},
+            "git.events.push: the app has no job type or saga 'git.pusch', is 'git.push'",
+        ),
         ({"events": {"push": 1}}, "git.events.push: this cannot be: it must be a table of event names"),
         ({"events": {"push": {"saga": "x"}}}, "git.events.push: this cannot be"),
         ({"events": ["push"]}, "git.events: this cannot be"),
-        ({"default": "nothing"}, "git.default: the app has no job type 'nothing'; it has: git.push, shop.order"),
+        (
+            {"default": "nothing"},
+            "git.default: the app has no job type or saga 'nothing'; it has: git.push, shop.order",
+        ),
         ({"window": 0}, "git.window: 0 would refuse every delivery"),
         ({"window": "soon"}, "git.window: 'soon' is not a duration"),
         ({"window": True}, "git.window: this cannot be: it must be seconds above zero, or a duration as 5m"),
