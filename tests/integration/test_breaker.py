@@ -132,7 +132,7 @@ async def test_half_open_a_worker_runs_no_more_than_the_probes(lab: Lab, name: s
     await lab.apply(numbers)
     async with Service() as service:
         await service.be("failing")
-        replica = Replica(numbers, Breaker(name, reset=1.0, probes=2), service)
+        replica = Replica(numbers, Breaker(name, reset=3.0, probes=2), service)
         async with lab.working(replica.app, concurrency=5) as worker:
             await (await lab.producer()).enqueue_many(numbers, [Number(n=n) for n in range(50)])
             await until(lambda: replica.breaker.state is State.OPEN and worker.running == 0, "it opens")
@@ -175,15 +175,15 @@ async def test_probes_are_bounded_across_two_worker_processes(lab: Lab, tmp_path
     await lab.apply(workshop.job_type)
     async with Service() as service:
         await service.be("failing")
-        environment = {"SERVICE_PORT": str(service.port), "BREAKER_NAME": name, "BREAKER_RESET": "1.5"}
+        environment = {"SERVICE_PORT": str(service.port), "BREAKER_NAME": name, "BREAKER_RESET": "5"}
         async with workshop.worker(**environment) as one, workshop.worker(**environment) as two:
             await until(lambda: workshop.log.read_text().count("consuming") == 2, "both consume")
             await workshop.enqueue([Work(n=n) for n in range(200)])
             await until(lambda: workshop.log.read_text().count("is open") >= 2, "both are open")
+            await workshop.paused()
             await service.be("hanging")
             await until(lambda: service.at_once == 3, "three probes")
-            # As long as it takes for the other to have asked several times.
-            await asyncio.sleep(1.2)
+            await asyncio.sleep(2.0)  # for the other worker to ask several times
             assert service.most_at_once == 3
             await service.be("up")
             await workshop.done(200)
