@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+from consumers.breaker import Breaker
 from consumers.registry import Registry
 from producers.declaration import Schedule
 from producers.webhooks.catchall import webhook_received
@@ -24,7 +25,8 @@ class App:
     A service that only publishes lists its job types; one that works them adds handlers. ``sagas`` bring the job types
     of their steps and undos along. ``schedules`` are made so in the database by each ``hareline scheduler`` at its
     start; their job types must be listed, and their names differ. ``webhooks`` are served by `hareline webhooks`; what
-    they start must be listed too. One without ``default`` adds the catch-all `webhook_received`.
+    they start must be listed too. One without ``default`` adds the catch-all `webhook_received`. ``breakers`` are
+    those that handlers use without declaring them: these too are shared between the replicas.
     """
 
     def __init__(
@@ -34,12 +36,15 @@ class App:
         sagas: Iterable[Saga[Any]] = (),
         schedules: Iterable[Schedule] = (),
         webhooks: Iterable[WebhookSource] = (),
+        breakers: Iterable[Breaker] = (),
     ) -> None:
         self.registry = Registry(job_types)
         self.sagas = tuple(sagas)
         _check_sagas(self.sagas)
         for job_type in (job_type for saga in self.sagas for job_type in saga.job_types):
             self.registry.declare(job_type)
+        for breaker in breakers:
+            self.registry.guard(breaker)
         self.schedules = tuple(schedules)
         self.webhooks = tuple(webhooks)
         _check(self.schedules, self.job_types)
@@ -79,15 +84,20 @@ class App:
         *,
         permanent: Iterable[type[BaseException]] = (),
         transient: Iterable[type[BaseException]] = (),
+        breaker: Breaker | Iterable[Breaker] = (),
     ) -> Callable[[F], F]:
         """Registers the decorated function as the handler: ``(payload, job)`` or ``(payload)``, async or plain.
 
         ``permanent`` and ``transient`` are exception classes that decide about a retry by themselves. A plain
         function runs in a thread, which a timeout cannot stop: it only ends the waiting for it.
+
+        ``breaker`` guards a service, or several do, that every job of the type needs: while one is open, no job of
+        the type is consumed. What calls the service still stands in ``async with breaker:``.
         """
+        breakers = (breaker,) if isinstance(breaker, Breaker) else tuple(breaker)
 
         def register(function: F) -> F:
-            self.registry.register(job_type, function, permanent=permanent, transient=transient)
+            self.registry.register(job_type, function, permanent=permanent, transient=transient, breakers=breakers)
             return function
 
         return register
