@@ -100,8 +100,7 @@ STORE = (
     ("webhooks accepted, deliveries/s", "webhooks", "hareline", "per_second", 800),
     ("webhooks at 300/s, p99 ms", "webhooks-steady", "hareline", "p99_ms", 50),
     ("webhooks at 300/s, broker killed, p99 ms", "webhooks-broker-killed", "hareline", "p99_ms", 50),
-    ("webhooks at 300/s, broker killed, lost", "webhooks-broker-killed", "hareline", "lost", 0),
-    ("webhooks at 300/s, broker killed, run twice", "webhooks-broker-killed", "hareline", "double", 0),
+    ("webhooks at 300/s, broker killed, refused", "webhooks-broker-killed", "hareline", "refused", 0),
     ("dead letters recorded, letters/s", "dead-letters", "hareline, record", "per_second", 3_000),
     ("dead letters replayed, letters/s", "dead-letters", "hareline, replay", "per_second", 5_000),
 )

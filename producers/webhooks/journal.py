@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -13,6 +14,8 @@ from store.webhooks import Arrival, Kept, accept, accept_new
 from topology.errors import DatabaseUnavailable, StoreError
 
 _BATCH: Final = 200
+_GATHER: Final = 0.005
+"""Seconds from one commit's beginning to the next one's, where deliveries come closer than that: they share one."""
 PATIENCE: Final = 10.0
 """Seconds that a transaction may take. A sender that gets no answer by then repeats the delivery anyway."""
 
@@ -31,6 +34,7 @@ class Journal:
         self._patience = patience
         self._waiting: deque[_Waiting] = deque()
         self._writer: asyncio.Task[None] | None = None
+        self._began = 0.0
 
     async def accept(self, arrival: Arrival) -> Kept:
         """The fate of ``arrival``, committed. Raises StoreError: then nobody may be told that it is accepted."""
@@ -42,6 +46,9 @@ class Journal:
 
     async def _write(self) -> None:
         while self._waiting:
+            if (pause := self._began + _GATHER - time.monotonic()) > 0 and len(self._waiting) < _BATCH:
+                await asyncio.sleep(pause)
+            self._began = time.monotonic()
             batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
             try:
                 await self._settle(batch)
