@@ -10,6 +10,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+_DELIVERY_CPU = [
+    (f"{name}_us", f"CPU us, {name}", 0)
+    for name in ("receiver", "relay", "worker", "postgresql", "broker", "generator")
+]
+_DELIVERY_LATENCY = [("p99_ms", "p99 ms", 1), ("p50_ms", "p50 ms", 1), ("max_ms", "max ms", 1)]
+_DELIVERY_FATES = [(name, name, 0) for name in ("accepted", "refused", "unanswered", "lost", "double")]
 # Per scenario the figures that its table shows: key, heading, decimals.
 COLUMNS = {
     "drain": [
@@ -61,6 +67,14 @@ COLUMNS = {
         ("max_ms", "page max ms", 1),
         ("pages", "pages", 0),
     ],
+    "webhooks": [
+        ("per_second", "accepted/s", 0),
+        ("handled_per_second", "handled/s", 0),
+        *_DELIVERY_FATES,
+        *_DELIVERY_CPU,
+    ],
+    "webhooks-steady": [*_DELIVERY_LATENCY, *_DELIVERY_FATES, *_DELIVERY_CPU],
+    "webhooks-broker-killed": [*_DELIVERY_LATENCY, *_DELIVERY_FATES],
 }
 
 
@@ -83,6 +97,11 @@ STORE = (
     ("schedules late, schedulers killed, p99 ms", "schedules", "hareline, schedulers killed", "p99_ms", 1_000),
     ("recorder, changes/s", "recorder", "hareline", "per_second", 10_000),
     ("dead letters, a filtered page, p99 ms", "dead-letters", "hareline, list filtered", "p99_ms", 200),
+    ("webhooks accepted, deliveries/s", "webhooks", "hareline", "per_second", 800),
+    ("webhooks at 300/s, p99 ms", "webhooks-steady", "hareline", "p99_ms", 50),
+    ("webhooks at 300/s, broker killed, p99 ms", "webhooks-broker-killed", "hareline", "p99_ms", 50),
+    ("webhooks at 300/s, broker killed, lost", "webhooks-broker-killed", "hareline", "lost", 0),
+    ("webhooks at 300/s, broker killed, run twice", "webhooks-broker-killed", "hareline", "double", 0),
     ("dead letters recorded, letters/s", "dead-letters", "hareline, record", "per_second", 3_000),
     ("dead letters replayed, letters/s", "dead-letters", "hareline, replay", "per_second", 5_000),
 )

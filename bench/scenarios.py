@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import store_letters
+import store_webhooks
 from arena import Arena
 from contenders import EVERYONE, HARELINE, HARELINE_UNREPORTED, RAW, Contender
 from processes import ContenderError, Worker, ask
@@ -15,7 +16,8 @@ from store_schedules import schedules
 RATE = 500  # jobs/s of the latency scenario
 LADDER_RATE = 1000
 WARM_UP_SECONDS = 2
-STORE = ("relay", "relay-idle", "schedules", "recorder", "dead-letters")  # they need a PostgreSQL
+WEBHOOKS = ("webhooks", "webhooks-steady", "webhooks-broker-killed")
+STORE = ("relay", "relay-idle", "schedules", "recorder", "dead-letters", *WEBHOOKS)  # they need a PostgreSQL
 
 
 @dataclass(frozen=True)
@@ -196,4 +198,7 @@ def entries(names: set[str]) -> dict[str, list[Entry]]:
         "dead-letters": stored(
             list_filtered=store_letters.listing, record=store_letters.record, replay=store_letters.replay
         ),
+        "webhooks": stored(alone=store_webhooks.flood),
+        "webhooks-steady": stored(alone=store_webhooks.steady),
+        "webhooks-broker-killed": stored(alone=store_webhooks.broker_killed),
     }

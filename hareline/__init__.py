@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from producers.webhooks.catchall import WebhookReceived, webhook_received
     from producers.webhooks.delivery import Delivery, Identity
     from producers.webhooks.idempotency import Idempotency
+    from producers.webhooks.rate import Rate
     from producers.webhooks.receiver import WebhookReceiver
     from producers.webhooks.source import WebhookSource
     from topology.contract import JobType, Retry
@@ -75,6 +76,7 @@ _HOMES = {
     "Permanent": "consumers.outcome",
     "Producer": "producers.producer",
     "PublishError": "topology.errors",
+    "Rate": "producers.webhooks.rate",
     "Refused": "topology.errors",
     "Retry": "topology.contract",
     "Saga": "topology.saga",
@@ -122,6 +124,7 @@ __all__ = [
     "Permanent",
     "Producer",
     "PublishError",
+    "Rate",
     "Refused",
     "Retry",
     "Saga",

@@ -8,10 +8,12 @@ from typing import Any, TypeVar
 from consumers.registry import Registry
 from producers.declaration import Schedule
 from producers.webhooks.catchall import webhook_received
+from producers.webhooks.declared import declared_webhooks
 from producers.webhooks.source import WebhookSource
 from topology.contract import JobType
 from topology.errors import ContractError
 from topology.saga import Saga
+from topology.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -42,8 +44,22 @@ class App:
         self.webhooks = tuple(webhooks)
         _check(self.schedules, self.job_types)
         _check_webhooks(self.webhooks, self.job_types)
-        if any(source.default is None for source in self.webhooks):
+        if any(source.catches for source in self.webhooks):
             self.registry.declare(webhook_received)
+
+    def webhooks_with(self, settings: Settings) -> tuple[WebhookSource, ...]:
+        """The sources of the code, and those that ``HARELINE_WEBHOOKS`` declares. Raises DeclarationInvalid."""
+        names = [source.name for source in self.webhooks]
+        return (*self.webhooks, *declared_webhooks(settings, self.job_types, names))
+
+    def job_types_with(self, settings: Settings) -> tuple[JobType[Any], ...]:
+        """`job_types`, and the catch-all where a source of ``HARELINE_WEBHOOKS`` needs it.
+
+        Raises DeclarationInvalid.
+        """
+        declared = declared_webhooks(settings, self.job_types, [source.name for source in self.webhooks])
+        missing = webhook_received not in self.job_types and any(source.catches for source in declared)
+        return (*self.job_types, webhook_received) if missing else self.job_types
 
     @property
     def job_types(self) -> tuple[JobType[Any], ...]:

@@ -146,3 +146,11 @@ async def started(database: Database) -> list[Any]:
     """The rows of the outbox."""
     async with database.reading() as connection:
         return list((await connection.execute(select(outbox).order_by(outbox.c.id))).all())
+
+
+def problem(answer: Any, status: int) -> str:
+    """Checks that it is one, and returns what it says."""
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+    assert answer.json()["status"] == status
+    detail: str = answer.json()["detail"]
+    return detail

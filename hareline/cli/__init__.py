@@ -10,7 +10,7 @@ from typing import Final
 import click
 
 from hareline import __version__
-from topology.errors import HarelineError
+from topology.errors import DeclarationInvalid, HarelineError
 
 COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "broker": ("hareline.cli.broker:broker", "Run a private RabbitMQ node in the foreground."),
@@ -69,9 +69,9 @@ def cli() -> None:
 
 
 def main() -> None:
-    """The entry point: errors go to standard error in one sentence, with exit code 1."""
+    """The entry point: errors go to standard error in one sentence, with exit code 1; bad declarations with 2."""
     try:
         cli(prog_name="hareline")
     except HarelineError as error:
         click.echo(f"hareline: {error}", err=True)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, DeclarationInvalid) else 1)

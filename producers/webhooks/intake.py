@@ -34,8 +34,7 @@ def parsed(delivery: Delivery) -> Any:
         text = delivery.body.removeprefix(_BOM).decode()
     except UnicodeDecodeError:
         raise BodyInvalid("the body is not UTF-8") from None
-    charset = _charset(delivery.header("Content-Type") or "")
-    if charset not in _UTF8 and not text.isascii():
+    if not text.isascii() and _charset(delivery.header("Content-Type") or "") not in _UTF8:
         raise BodyInvalid("the body is declared to be in a charset other than UTF-8, which JSON is not sent in")
     try:
         return json.loads(text, parse_constant=_refuse)
