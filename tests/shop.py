@@ -6,12 +6,14 @@ import asyncio
 import importlib
 import re
 import signal
+import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
+
+import httpx
 
 from hareline import Sagas
 from tests.lab import DEADLINE, ROOT, Lab, until
@@ -20,6 +22,7 @@ from topology.settings import Settings
 EXAMPLES = ROOT / "examples"
 APP = "shop.app:app"
 SECRET = "hush-hush"
+WORKERS = ("stock.*", "card.*", "order.*", "erp.sync")
 
 
 def module(name: str) -> Any:
@@ -44,18 +47,37 @@ class Shop:
             yield process
 
     @asynccontextmanager
-    async def working(self, *but: str) -> AsyncIterator[None]:
-        """A worker process for each job type but those."""
+    async def working(self) -> AsyncIterator[dict[str, asyncio.subprocess.Process]]:
+        """A worker process for each step with its undo, by its pattern."""
         async with AsyncExitStack() as stack:
-            for job_type in module("contracts").fulfil.job_types:
-                if job_type.name not in but:
-                    await stack.enter_async_context(self.process("worker", job_type.name))
-            yield
+            yield {types: await stack.enter_async_context(self.process("worker", types)) for types in WORKERS}
 
     @asynccontextmanager
-    async def one_worker(self, name: str) -> AsyncIterator[asyncio.subprocess.Process]:
-        async with self.process("worker", name) as process:
-            yield process
+    async def receiving(self) -> AsyncIterator[str]:
+        """`hareline webhooks`, and where it listens."""
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            port = found.getsockname()[1]
+        async with self.process("webhooks", "--port", str(port)), httpx.AsyncClient() as client:
+            url = f"http://127.0.0.1:{port}"
+
+            async def listens() -> bool:
+                with suppress(httpx.TransportError):
+                    return (await client.get(f"{url}/livez")).is_success
+                return False
+
+            await until(listens, "the receiver listens")
+            yield url
+
+    async def books(self) -> Any:
+        """What the partners know."""
+        async with httpx.AsyncClient() as client:
+            return (await client.get(f"{self.partners_url}/books")).json()
+
+    async def mend(self) -> None:
+        """From now on no refund is refused."""
+        async with httpx.AsyncClient() as client:
+            (await client.post(f"{self.partners_url}/mend")).raise_for_status()
 
     async def ended(self, expected: int) -> None:
         """Until so many sagas are completed or compensated."""
@@ -65,7 +87,7 @@ class Shop:
                 counts = await log.counts()
                 return counts.get("completed", 0) + counts.get("compensated", 0) == expected
 
-            await until(all_ended, f"{expected} sagas ended", DEADLINE)
+            await until(all_ended, f"{expected} sagas ended", 2 * DEADLINE)
 
     async def balance(self) -> Any:
         return await module("balance").measure(self.settings, self.partners_url)
@@ -89,6 +111,7 @@ async def shop(lab: Lab, url: str) -> AsyncIterator[Shop]:
             "HARELINE_REPORT": "on",
             "HARELINE_WEBHOOKS_SECRETS_WOOCOMMERCE": SECRET,
             "SHOP_PARTNERS_URL": found[0],
+            "SHOP_PARTNERS_TIMEOUT": "3",
         }
         settings = replace(lab.settings, database_url=url, report=True)
         made = Shop(lab, settings, environment, found[0])
@@ -99,10 +122,3 @@ async def shop(lab: Lab, url: str) -> AsyncIterator[Shop]:
         await server.wait()
         for job_type in fulfil.job_types:
             await lab.control.delete_queue(lab.names.queue(job_type.name))
-
-
-@contextmanager
-def log_of(path: Path) -> Iterator[Any]:
-    """A file for a process's output."""
-    with path.open("wb") as file:
-        yield file

@@ -25,7 +25,7 @@ COUNTRIES = {"AT", "CH", "DE"}
 
 app = App(
     sagas=[fulfil],
-    # webhooks=[WebhookSource("woocommerce", scheme="woocommerce", events={"order.created": fulfil})],
+    webhooks=[WebhookSource("woocommerce", scheme="woocommerce", events={"order.created": fulfil})],
 )
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from typing import Any
 
@@ -13,6 +14,8 @@ import httpx
 from pydantic import BaseModel
 
 from hareline import Permanent, Transient
+
+logging.getLogger("httpx").setLevel(logging.WARNING)  # it would tell of each request
 
 
 class Charge(BaseModel):

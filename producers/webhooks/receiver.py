@@ -135,11 +135,7 @@ class WebhookReceiver:
         return await self._keep(source, delivery, document)
 
     async def _keep(self, source: WebhookSource, delivery: Delivery, document: object) -> Response:
-<<<<<<< HEAD
         identity = source.identify(delivery, document)
-=======
-        identity = self._rules[source.name].identify(delivery, document)
->>>>>>> hook
         arrival = arrival_of(source, delivery, identity, new_id(), new_id())
         try:
             kept = await self._journal.accept(arrival)
