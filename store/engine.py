@@ -38,6 +38,8 @@ _CONNECT_TIMEOUT: Final = 10
 _LOCK_TIMEOUT: Final = 10.0
 """Seconds that a writer waits for another one on SQLite."""
 _POOL: Final = 5
+ONE_AT_A_TIME: Final = 1
+"""The pool of a process that only writes, on SQLite: its writers wait in line here instead of all trying their luck."""
 _FRESH: Final = 0.2
 """Seconds for which a connection that worked is taken to work; a server takes longer than that to start anew."""
 
@@ -129,10 +131,15 @@ def parse_url(url: str) -> URL:
     return parsed
 
 
-def blocking_engine(url: URL) -> Engine:
+def pool_of_writers(url: URL, wanted: int) -> int:
+    """How many connections are of use to a process that has ``wanted`` writers, and no readers."""
+    return ONE_AT_A_TIME if url.get_backend_name() == SQLITE else wanted
+
+
+def blocking_engine(url: URL, *, pool: int = _POOL) -> Engine:
     """A synchronous engine for plain functions that run in threads."""
     backend = url.get_backend_name()
-    engine = create_engine(url.set(drivername=_BLOCKING_DRIVERS[backend]), **_options(url, _POOL))
+    engine = create_engine(url.set(drivername=_BLOCKING_DRIVERS[backend]), **_options(url, pool))
     if backend == SQLITE:
         _tune_sqlite(engine, url)
     else:
@@ -169,7 +176,10 @@ def _make_room(url: URL, file: Path) -> None:
 
 def _options(url: URL, pool: int) -> dict[str, Any]:
     if url.get_backend_name() == SQLITE:
-        return {"connect_args": {"timeout": _LOCK_TIMEOUT}}
+        options: dict[str, Any] = {"connect_args": {"timeout": _LOCK_TIMEOUT}}
+        if pool == ONE_AT_A_TIME and url.database not in {None, "", ":memory:"}:
+            options |= {"pool_size": pool, "max_overflow": 0, "pool_timeout": _LOCK_TIMEOUT}
+        return options
     return {
         # No overflow: those connections are closed at once after their use, and under load each use made a new one.
         "pool_size": 2 * pool,

@@ -171,19 +171,17 @@ def deaths_table(deaths: Sequence[Deaths]) -> Table:
 
 
 def shop_table(balance: Mapping[str, Any]) -> Table:
-    """The shop's books: in each line the last number is the first less the second. Money is in cents."""
+    """The shop's books: in each line, the first number less the second is the third. Money is in cents."""
     table = Table(box=box.SIMPLE_HEAD, title="The shop's books", title_style="bold", pad_edge=False, show_header=False)
     table.add_column(style="cyan", no_wrap=True)
     for _ in range(3):
         table.add_column(justify="right", no_wrap=True)
-        table.add_column(style="dim", no_wrap=True)
     table.add_column()
     for name, *columns in _SHOP:
-        total, less, left = (balance[column] for column, _ in columns)
-        cells = []
-        for column, text in columns:
-            number = balance[column]
-            cells += [f"{number / 100:,.2f}" if name == "money" else f"{number:,}", text]
+        numbers = [balance[column] for column, _ in columns]
+        shown = (f"{number / 100:,.2f}" if name == "money" else f"{number:,}" for number in numbers)
+        cells = (f"[dim]{text}[/] {number}" for number, (_, text) in zip(shown, columns, strict=True))
+        total, less, left = numbers
         table.add_row(name, *cells, "[bold green]✓[/]" if total - less == left else "[bold red]✗[/]")
     return table
 
@@ -191,7 +189,7 @@ def shop_table(balance: Mapping[str, Any]) -> Table:
 _SHOP: Final = (
     ("orders", ("orders", "came"), ("compensated", "compensated"), ("completed", "completed")),
     ("stock", ("stock_before", "before"), ("stock_sold", "sold"), ("stock_now", "now")),
-    ("money", ("charged", "charged"), ("refunded", "refunded"), ("earned", "by completed orders")),
+    ("money", ("charged", "charged"), ("refunded", "refunded"), ("earned", "earned")),
 )
 
 

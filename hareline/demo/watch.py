@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
+from consumers.report_batch import read_batch
 from hareline.demo.contracts import JOB_TYPES
 from topology import envelope
 from topology.apply import apply
@@ -71,7 +71,7 @@ class Watch:
         """Calls ``on_report`` with every event that producers and workers report during the block."""
 
         async def take(message: Any) -> None:
-            for row in json.loads(message.body)["events"]:
+            for row in read_batch(message.body).events:
                 on_report(JobEvent(*row))
 
         async with self._control.channel("listening to reports") as channel:
