@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor as Threads
 from typing import Any, Final
 
+from consumers.breaker import blame
 from consumers.dead_letter import bare_dead_letter, can_be_sent, dead_letter
 from consumers.inbox import Inbox
 from consumers.job import Job
@@ -132,6 +133,9 @@ class Executor:
     async def _run(self, opened: Envelope, route: Route, payload: Any) -> Outcome:
         if self._stopping:
             return _SHUTDOWN
+        for breaker in route.breakers:
+            if (refusal := breaker.refusal()) is not None:
+                return self._classified(refusal, route, opened)
         task = asyncio.current_task()
         assert task is not None
         self._handlers[task] = opened, time.time()
@@ -146,6 +150,7 @@ class Executor:
         except (GeneratorExit, KeyboardInterrupt):
             raise
         except BaseException as error:  # noqa: BLE001 - whatever a handler raises, sys.exit() too, a rule must decide
+            blame(error)
             if isinstance(error, TimeoutError) and clock.expired():
                 return self._classified(TimeoutError(f"ran longer than its timeout of {limit:g} s"), route, opened)
             return self._classified(error, route, opened)

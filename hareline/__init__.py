@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from consumers.breaker import Breaker, BreakerOpen
     from consumers.job import Job
     from consumers.outcome import AlreadyDone, Cancelled, Permanent, Snoozed, Transient
     from hareline.app import App
@@ -52,6 +53,8 @@ _HOMES = {
     "BatchError": "topology.errors",
     "BlockingProducer": "producers.blocking",
     "BlockingSchedules": "producers.blocking_schedules",
+    "Breaker": "consumers.breaker",
+    "BreakerOpen": "consumers.breaker",
     "BrokerBlocked": "topology.errors",
     "Cancelled": "consumers.outcome",
     "ConnectionLost": "topology.errors",
@@ -95,6 +98,8 @@ __all__ = [
     "BatchError",
     "BlockingProducer",
     "BlockingSchedules",
+    "Breaker",
+    "BreakerOpen",
     "BrokerBlocked",
     "Cancelled",
     "ConnectionLost",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+from consumers.breaker import Breaker
 from consumers.registry import Registry
 from producers.declaration import Schedule
 from producers.webhooks.catchall import webhook_received
@@ -21,7 +22,8 @@ class App:
     A service that only publishes lists its job types; one that works them adds handlers. ``schedules`` are made so
     in the database by each ``hareline scheduler`` at its start; their job types must be listed, and their names differ.
     ``webhooks`` are served by `hareline webhooks`; their job types must be listed too. One without ``default`` adds
-    the catch-all `webhook_received`.
+    the catch-all `webhook_received`. ``breakers`` are those that handlers use without declaring them: these too are
+    shared between the replicas.
     """
 
     def __init__(
@@ -30,8 +32,11 @@ class App:
         job_types: Iterable[JobType[Any]] = (),
         schedules: Iterable[Schedule] = (),
         webhooks: Iterable[WebhookSource] = (),
+        breakers: Iterable[Breaker] = (),
     ) -> None:
         self.registry = Registry(job_types)
+        for breaker in breakers:
+            self.registry.guard(breaker)
         self.schedules = tuple(schedules)
         self.webhooks = tuple(webhooks)
         _check(self.schedules, self.job_types)
@@ -50,15 +55,20 @@ class App:
         *,
         permanent: Iterable[type[BaseException]] = (),
         transient: Iterable[type[BaseException]] = (),
+        breaker: Breaker | Iterable[Breaker] = (),
     ) -> Callable[[F], F]:
         """Registers the decorated function as the handler: ``(payload, job)`` or ``(payload)``, async or plain.
 
         ``permanent`` and ``transient`` are exception classes that decide about a retry by themselves. A plain
         function runs in a thread, which a timeout cannot stop: it only ends the waiting for it.
+
+        ``breaker`` guards a service, or several do, that every job of the type needs: while one is open, no job of
+        the type is consumed. What calls the service still stands in ``async with breaker:``.
         """
+        breakers = (breaker,) if isinstance(breaker, Breaker) else tuple(breaker)
 
         def register(function: F) -> F:
-            self.registry.register(job_type, function, permanent=permanent, transient=transient)
+            self.registry.register(job_type, function, permanent=permanent, transient=transient, breakers=breakers)
             return function
 
         return register
