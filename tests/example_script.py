@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import secrets
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from tests.lab import ROOT, Lab
+from tests.lab import ROOT, Lab, clear_namespace
+from topology.settings import Settings
 
 
 async def run_example(lab: Lab, module: str, changes: Mapping[str, str], **more: str) -> str:
@@ -30,3 +34,14 @@ async def run_example(lab: Lab, module: str, changes: Mapping[str, str], **more:
     )  # fmt: skip
     assert done.returncode in {0, -15, 143}, done.stdout + done.stderr
     return str(done.stdout)
+
+
+@asynccontextmanager
+async def own_namespace(settings: Settings, name: str) -> AsyncIterator[Lab]:
+    """For an example, whose job types have names of their own that another test may use as well."""
+    settings = replace(settings, namespace=f"x-{secrets.token_hex(3)}")
+    try:
+        async with Lab(settings, name) as lab:
+            yield lab
+    finally:
+        await clear_namespace(settings)
