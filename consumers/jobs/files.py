@@ -63,6 +63,17 @@ class FileRoot:
         marks = [f"{name}={about[name]}" for name in _MARKS_OF_CONTENT if about.get(name) is not None]
         return " ".join([f"size={about.get('size')}", *marks])
 
+    def size(self, relative: str) -> int | None:
+        """Bytes, or None where the storage does not tell; None too where there is no such file."""
+        path = self.inside(relative)
+        try:
+            with _told(relative):
+                self.filesystem.invalidate_cache(path)
+                found: int | None = self.filesystem.info(path).get("size")
+        except Permanent:
+            return None
+        return found
+
     @contextmanager
     def open(self, relative: str) -> Iterator[Any]:
         """The file, open for reading bytes, never as a whole in memory."""
