@@ -174,14 +174,23 @@ class Switchboard:
                     try:
                         await self._try(breaker, connection)
                     finally:
-                        await self._told()
-                        await release(connection, lock)
+                        await self._give_back(connection, lock)
                 await asyncio.sleep(min(1.0, breaker.policy.reset / 4) * (0.5 + 0.5 * random.random()))  # noqa: S311
         except BrokerUnreachable as error:
             if connection.is_open:
                 logger.warning("breaker '%s': this replica tries by itself: %s", breaker.name, error)
                 breaker.guard(False)
                 self._on_change()
+
+    async def _give_back(self, connection: Connection, lock: str) -> None:
+        """Once the broker has what was found out. One that does not answer takes it back with the connection."""
+        try:
+            async with asyncio.timeout(_TIMEOUT):
+                if self._sending:
+                    await asyncio.wait(self._sending)
+                await release(connection, lock)
+        except TimeoutError:
+            logger.debug("%s is not given back: the broker does not answer", lock)
 
     def _wanted(self, breaker: Breaker) -> bool:
         return breaker.name in self._needed or breaker.missed
@@ -256,11 +265,6 @@ class Switchboard:
         self._sending.discard(future)
         if not future.cancelled() and (error := future.exception()) is not None:
             logger.debug("a breaker's news was not told to the replicas: %s", error)
-
-    async def _told(self) -> None:
-        """Waits until the broker has what was said."""
-        if self._sending:
-            await asyncio.wait(self._sending, timeout=_TIMEOUT)
 
     # -- in --------------------------------------------------------------------------------------------------------
 

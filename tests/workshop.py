@@ -20,9 +20,10 @@ APP = "tests.ledger_app:app"
 
 
 class Workshop:
-    """A job type with its queue, and ``hareline worker`` for it as child processes."""
+    """A job type with its queue, and ``hareline worker`` for it as child processes, of ``app``."""
 
-    def __init__(self, lab: Lab, directory: Path, **options: Any) -> None:
+    def __init__(self, lab: Lab, directory: Path, app: str = APP, **options: Any) -> None:
+        self.app = app
         self.lab = lab
         self.directory = directory
         self.job_type: JobType[Any] = lab.job_type(payload=Work, **options)
@@ -38,7 +39,7 @@ class Workshop:
         with self.log.open("ab") as log:
             return await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "hareline", "worker", *arguments,
-                cwd=self.directory, env=self.lab.environment(APP, **self.environment, **more), stderr=log,
+                cwd=self.directory, env=self.lab.environment(self.app, **self.environment, **more), stderr=log,
             )  # fmt: skip
 
     @asynccontextmanager

@@ -22,6 +22,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "schedule": ("hareline.cli.schedule:schedule", "Make, list, cancel, pause and run schedules."),
     "scheduler": ("hareline.cli.scheduler:scheduler", "Issue the jobs of schedules that fall due."),
     "relay": ("hareline.cli.relay:relay", "Publish what is committed in the outbox."),
+    "status": ("hareline.cli.status:status", "Show queues and breakers, and what is wrong with them."),
     "topology": ("hareline.cli.topology:topology", "Show, plan, apply, verify and migrate the topology."),
     "webhooks": ("hareline.cli.webhooks:webhooks", "Receive webhooks over HTTP."),
     "worker": ("hareline.cli.worker:worker", "Work off the queues of job types."),
