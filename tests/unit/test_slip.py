@@ -78,7 +78,7 @@ def test_the_message_of_a_hop_carries_it(slip: Slip) -> None:
         assert ((message.exchange, message.routing_key), message.detour) == (direct, None)
 
 
-# -- whatever else the headers hold --------------------------------------------------------------------------------------
+# -- whatever else the headers hold ------------------------------------------------------------------------------------
 
 SOUND: dict[str, Any] = {"v": 1, "id": "i", "name": "n", "at": [0, 0], "began": 0.0}
 PLAN: list[Any] = [[["do", "undo", None, None, None, None]]]
@@ -155,7 +155,7 @@ def test_a_message_without_a_slip_is_no_sagas() -> None:
     assert slip_in({ITINERARY: "[]"}) is None
 
 
-# -- limits --------------------------------------------------------------------------------------------------------------
+# -- limits ------------------------------------------------------------------------------------------------------------
 
 
 def slip_with(plan_steps: int, results: dict[str, Any]) -> Slip:
@@ -190,7 +190,7 @@ def test_an_undo_always_fits_into_a_frame(size: int, steps: int) -> None:
     assert found.undos == hop.undos
 
 
-# -- ids -----------------------------------------------------------------------------------------------------------------
+# -- ids ---------------------------------------------------------------------------------------------------------------
 
 
 @given(slip_of())
@@ -209,7 +209,7 @@ def test_ids_never_change() -> None:
     assert saga.id_for_key("k") == "a02d6722-086f-5163-beef-4130e838deaa"
 
 
-# -- what follows --------------------------------------------------------------------------------------------------------
+# -- what follows ------------------------------------------------------------------------------------------------------
 
 
 @given(slip_of(going_on=True), st.data())
