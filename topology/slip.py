@@ -9,6 +9,7 @@ After Garcia-Molina and Salem, "Sagas" (1987); the slip is the Routing Slip of H
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,11 +20,16 @@ from pydantic_core import from_json, to_json
 
 from topology.envelope import ITINERARY, RECORD, SAGA, Malformed, Message, new_job
 from topology.spec import Names
+from topology.text import flaw_of
 
 LARGEST: Final = 48 * 1024
 """Bytes of a slip: it is a header, and all headers share one AMQP frame of 128 KiB with a traceback and the rest."""
 MESSAGE_LIMIT: Final = 500
 """Characters of a failure's message that travel along."""
+_LONGEST: Final = 255
+_LONGEST_TYPE: Final = _LONGEST - len("saga.compensate.")
+"""Bytes: AMQP's short strings."""
+_HIGHEST_PRIORITY: Final = 255
 _IDS: Final = uuid.UUID("7b8a4f3e-1d59-5f0c-8e0b-3c2d9a6f4e11")
 
 
@@ -212,7 +218,7 @@ def headers_of(slip: Slip) -> dict[str, str]:
         raise SlipTooLarge(
             f"what the steps of saga {slip.name} returned takes more than {LARGEST:,} bytes: store it, return a key"
         )
-    if slip.undoing and slip.results and len(text.encode()) > 2 * LARGEST:
+    if slip.undoing and slip.results and len(text.encode()) + len(itinerary.encode()) > 2 * LARGEST:
         return headers_of(replace(slip, results={}))
     return {SAGA: text, ITINERARY: itinerary}
 
@@ -233,21 +239,24 @@ def slip_in(headers: Mapping[str, Any]) -> Slip | None:
         state = from_json(text, allow_inf_nan=False)
         plan = plan_of(itinerary)
         return _slip(state, plan)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
         raise Malformed(f"headers {SAGA} and {ITINERARY} are no routing slip: {error!r}"[:300]) from None
 
 
 @lru_cache(maxsize=256)
 def plan_of(itinerary: str) -> Plan:
-    """An itinerary as `itinerary_of` writes it. Raises ValueError, TypeError."""
+    """An itinerary as `itinerary_of` writes it, such that its hops can be sent. Raises ValueError, TypeError."""
     plan = tuple(tuple(Branch(*step) for step in stage) for stage in from_json(itinerary))
     for branch in (branch for stage in plan for branch in stage):
-        for text in (branch.do, branch.undo or branch.do):
-            if not isinstance(text, str) or not text:
-                raise ValueError(f"{text!r} is no job type")
+        _text(branch.do, _LONGEST_TYPE)
+        if branch.undo is not None:
+            _text(branch.undo, _LONGEST_TYPE)
         for priority in (branch.priority, branch.undo_priority):
-            if priority is not None and (isinstance(priority, bool) or not isinstance(priority, int)):
+            if priority is not None and not (type(priority) is int and 0 <= priority <= _HIGHEST_PRIORITY):
                 raise ValueError(f"{priority!r} is no priority")
+        for record in (branch.record, branch.undo_record):
+            if not isinstance(record, str | None):
+                raise TypeError(f"{record!r} says not what to record")
     if not plan or not all(plan):
         raise ValueError("no steps")
     return plan
@@ -256,9 +265,9 @@ def plan_of(itinerary: str) -> Plan:
 def _slip(state: dict[str, Any], plan: Plan) -> Slip:
     place, undos = _place(state["at"], plan), tuple(_place(one, plan) for one in state.get("undos", ()))
     undoing, results = state.get("undoing") is True, state.get("results") or {}
-    saga_id, name, deadline = state["id"], state["name"], state.get("deadline")
-    if not (isinstance(saga_id, str) and saga_id and isinstance(name, str) and isinstance(results, dict)):
-        raise TypeError("id, name or results")
+    saga_id, name, deadline = _text(state["id"], _LONGEST), _text(state["name"], _LONGEST), state.get("deadline")
+    if not isinstance(results, dict):
+        raise TypeError("results")
     for stage, branch in (place, *undos) if undoing else ():
         if plan[stage][branch].undo is None:
             raise ValueError(f"step {stage}.{branch} has nothing that undoes it")
@@ -270,8 +279,8 @@ def _slip(state: dict[str, Any], plan: Plan) -> Slip:
         place,
         undoing,
         results,
-        float(state["began"]),
-        None if deadline is None else float(deadline),
+        _moment(state["began"]),
+        None if deadline is None else _moment(deadline),
         None if failure is None else Failure(*map(str, failure)),
         undos,
         state.get("alone") is True,
@@ -284,3 +293,16 @@ def _place(value: Any, plan: Plan) -> Place:
         raise TypeError(f"{value!r} is no place")
     plan[stage][branch]
     return stage, branch
+
+
+def _text(value: Any, longest: int) -> str:
+    """A text that AMQP and the database take: nobody could settle a step whose saga they refuse."""
+    if not isinstance(value, str) or not value or len(value.encode()) > longest or flaw_of(value) is not None:
+        raise ValueError(f"{value!r} is no name")
+    return value
+
+
+def _moment(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is no time")
+    return float(value)
