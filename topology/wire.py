@@ -131,7 +131,7 @@ def encode_publish(channel: int, message: Message) -> bytes:
 # -- in ----------------------------------------------------------------------------------------------------------------
 
 
-def decode_properties(buffer: bytes, at: int, stop: int) -> BasicProperties:
+def decode_properties(buffer: bytes, at: int, stop: int) -> BasicProperties:  # noqa: PLR0912 - one for each property
     """Properties from a content header whose flags begin at ``at`` and which ends before ``stop``.
 
     What cannot be decoded is left out and named in the header UNDECODABLE: one bad message must not cost the
