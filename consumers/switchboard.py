@@ -189,6 +189,7 @@ class Switchboard:
                 if self._sending:
                     await asyncio.wait(self._sending)
                 await release(connection, lock)
+                logger.debug("%s is given back", lock)
         except TimeoutError:
             logger.debug("%s is not given back: the broker does not answer", lock)
 
@@ -202,6 +203,7 @@ class Switchboard:
         moved.clear()
         if breaker.state is not State.HALF_OPEN:
             return
+        logger.debug("breaker '%s': this replica may try", breaker.name)
         breaker.permit(True)
         self._on_change()
         idle = IDLE if breaker.name in self._needed else max(IDLE, 2 * breaker.policy.pause + 1)

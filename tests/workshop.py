@@ -79,5 +79,14 @@ class Workshop:
 
         await until(empty, "the queue is empty")
 
+    async def paused(self) -> None:
+        """Waits until nobody consumes from the queue, and nothing of it is unsettled (then a consumer counts on)."""
+
+        async def nobody() -> bool:
+            counts = await self.lab.control.counts(self.lab.names.queue(self.job_type.name))
+            return counts is not None and counts.consumers == 0
+
+        await until(nobody, "nobody consumes")
+
     def logged(self, text: str) -> bool:
         return self.log.exists() and text in self.log.read_text(errors="replace")

@@ -111,6 +111,7 @@ class Subscription:
                 return
             await self.pause()
             prefetch = wanted()  # it may have changed meanwhile
+            logger.debug("%s: at most %d at a time", self.queue, prefetch)
             if prefetch:
                 self.resume(prefetch)
 

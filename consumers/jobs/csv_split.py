@@ -72,7 +72,7 @@ class Splitter:
     async def _identify(self, source: str, job: Job, database: Database) -> tuple[str, str]:
         """The file's version and the hash of its content, which is what this job has begun with."""
         version = await asyncio.to_thread(self._files.version, source)
-        async with database.transaction() as connection:
+        async with database.reading() as connection:
             found = await imports.known(connection, job.id)
         if found is not None and found.version == version:
             return version, found.digest

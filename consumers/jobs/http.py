@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Final, Literal
@@ -12,6 +13,7 @@ from typing import Annotated, Final, Literal
 import httpx
 from pydantic import BaseModel, Field, JsonValue
 
+from consumers.breaker import Breaker
 from consumers.job import Job
 from consumers.jobs import Handlers
 from consumers.outcome import Permanent, Transient
@@ -66,13 +68,21 @@ class HttpApi:
         )
 
 
-def register(app: Handlers, api: HttpApi, job_type: JobType[Sync] = sync_document) -> None:
-    """Gives ``app`` the handler. ``job_type`` may be a copy with another retry policy or timeout."""
+def register(
+    app: Handlers, api: HttpApi, job_type: JobType[Sync] = sync_document, *, breaker: Breaker | None = None
+) -> None:
+    """Gives ``app`` the handler. ``job_type`` may be a copy with another retry policy or timeout.
+
+    ``breaker`` guards the service: while it is open none of the jobs is consumed.
+    """
     client = functools.cache(api.client)  # made by the first job: one per process, and none in a producer
 
-    @app.handler(job_type)
+    guard = nullcontext() if breaker is None else breaker
+
+    @app.handler(job_type, breaker=() if breaker is None else breaker)
     async def handle(payload: Sync, job: Job) -> None:
-        await sync(payload, job, client(), api)
+        async with guard:
+            await sync(payload, job, client(), api)
 
 
 async def sync(payload: Sync, job: Job, client: httpx.AsyncClient, api: HttpApi) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import secrets
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import ProxyHandler, Request, build_opener
 
 import pytest
 
 from consumers.breaker_news import CLOSED, OPENED, decode
 from consumers.circuit import State
+from consumers.jobs import email, http
 from consumers.worker import Worker
 from hareline import App, Breaker, Job, JobType, Retry
 from tests.lab import Lab, Number, until
@@ -132,7 +137,7 @@ async def test_half_open_a_worker_runs_no_more_than_the_probes(lab: Lab, name: s
     await lab.apply(numbers)
     async with Service() as service:
         await service.be("failing")
-        replica = Replica(numbers, Breaker(name, reset=1.0, probes=2), service)
+        replica = Replica(numbers, Breaker(name, reset=3.0, probes=2), service)
         async with lab.working(replica.app, concurrency=5) as worker:
             await (await lab.producer()).enqueue_many(numbers, [Number(n=n) for n in range(50)])
             await until(lambda: replica.breaker.state is State.OPEN and worker.running == 0, "it opens")
@@ -144,6 +149,29 @@ async def test_half_open_a_worker_runs_no_more_than_the_probes(lab: Lab, name: s
             await service.be("up")
             await until(lambda: len(replica.done) == 50, "all are done")
     assert max(replica.attempts.values()) <= 3
+
+
+async def test_the_jobs_that_ship_take_a_breaker(lab: Lab, name: str) -> None:
+    """``http.sync`` and ``email.send``: their services' failures open it, and their queues rest."""
+    sync, send = lab.job_type("sync", http.Sync, retry=FAST), lab.job_type("send", email.Email, retry=FAST)
+    app = await lab.app(sync, send)
+    api, server = Breaker(f"{name}.api", failures=2), Breaker(f"{name}.smtp", failures=2)
+    async with Service() as service:
+        await service.be("failing")
+        http.register(app, http.HttpApi(f"http://127.0.0.1:{service.port}"), sync, breaker=api)
+        smtp = email.SmtpServer("127.0.0.1", port=service.port, sender="shop@example.org")
+        email.register(app, smtp, send, breaker=server)
+        async with lab.working(app):
+            producer = await lab.producer()
+            await producer.enqueue_many(sync, [http.Sync(path=f"/{n}", document={}) for n in range(3)])
+            mail = email.Email(to="ann@example.com", subject="s", text="t")
+            await producer.enqueue_many(send, [mail] * 3)
+            await until(lambda: api.state is server.state is State.OPEN, "both are open")
+
+            async def resting() -> bool:
+                return await consumers(lab, sync) == await consumers(lab, send) == 0
+
+            await until(resting, "neither is consumed")
 
 
 # -- replicas ----------------------------------------------------------------------------------------------------------
@@ -175,15 +203,15 @@ async def test_probes_are_bounded_across_two_worker_processes(lab: Lab, tmp_path
     await lab.apply(workshop.job_type)
     async with Service() as service:
         await service.be("failing")
-        environment = {"SERVICE_PORT": str(service.port), "BREAKER_NAME": name, "BREAKER_RESET": "1.5"}
+        environment = {"SERVICE_PORT": str(service.port), "BREAKER_NAME": name, "BREAKER_RESET": "5"}
         async with workshop.worker(**environment) as one, workshop.worker(**environment) as two:
             await until(lambda: workshop.log.read_text().count("consuming") == 2, "both consume")
             await workshop.enqueue([Work(n=n) for n in range(200)])
             await until(lambda: workshop.log.read_text().count("is open") >= 2, "both are open")
+            await workshop.paused()
             await service.be("hanging")
             await until(lambda: service.at_once == 3, "three probes")
-            # As long as it takes for the other to have asked several times.
-            await asyncio.sleep(1.2)
+            await asyncio.sleep(2.0)  # for the other worker to ask several times
             assert service.most_at_once == 3
             await service.be("up")
             await workshop.done(200)
@@ -309,3 +337,38 @@ async def test_an_app_without_breakers_has_no_switchboard(lab: Lab) -> None:
     app.handler(numbers)(lambda _: None)
     worker = Worker(app.registry, app.registry.select(), lab.settings)
     assert worker._switchboard is None
+
+
+async def test_without_the_permission_each_worker_goes_by_itself(lab: Lab, name: str, caplog) -> None:
+    """A user that may declare nothing: a warning says so, and the breaker opens and closes all the same."""
+    numbers = lab.job_type(retry=FAST)
+    await lab.apply(numbers)
+    user = f"u-{secrets.token_hex(4)}"
+    broker = urlsplit(lab.settings.broker_urls[0])
+    await asyncio.to_thread(make_user, lab.settings.management_url or "", user)
+    restricted = replace(
+        lab.settings, broker_urls=(broker._replace(netloc=f"{user}:secret@{broker.hostname}:{broker.port}").geturl(),)
+    )
+    async with Service() as service:
+        await service.be("failing")
+        replica = Replica(numbers, Breaker(name, reset=1.0), service)
+        async with lab.working(replica.app, settings=restricted):
+            assert "the breakers of this worker go by themselves" in caplog.text
+            await (await lab.producer()).enqueue_many(numbers, [Number(n=n) for n in range(10)])
+            await until(lambda: replica.breaker.state is State.OPEN, "it opens")
+            await service.be("up")
+            await until(lambda: len(replica.done) == 10, "all are done")
+
+
+def make_user(management: str, user: str) -> None:
+    """One that may publish and consume, and configure nothing."""
+    parts = urlsplit(management)
+    base = f"http://{parts.hostname}:{parts.port}/api"
+    account = base64.b64encode(f"{parts.username or 'guest'}:{parts.password or 'guest'}".encode()).decode()
+    for path, body in (
+        (f"users/{user}", {"password": "secret", "tags": ""}),
+        (f"permissions/%2F/{user}", {"configure": "^$", "write": ".*", "read": ".*"}),
+    ):
+        headers = {"Authorization": f"Basic {account}", "Content-Type": "application/json"}
+        request = Request(f"{base}/{path}", json.dumps(body).encode(), headers, method="PUT")
+        build_opener(ProxyHandler({})).open(request).close()
