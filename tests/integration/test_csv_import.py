@@ -42,6 +42,7 @@ class Case:
         return await self.producer.enqueue(self.case.split, ImportFile(source=source, **options))
 
     async def ended(self, job_id: str, within: float = 60.0) -> Progress:
+        """Once it is done or failed."""
         found: list[Progress] = []
 
         async def over() -> bool:
@@ -243,6 +244,43 @@ def test_a_source_cannot_leave_the_root(tmp_path: Path, source: str) -> None:
     write(tmp_path / "people.csv", 1)
     with pytest.raises(Permanent):
         FileRoot(str(root)).read(source)
+
+
+class Vanishing(Files):
+    """Gone when it is looked at before the second batch."""
+
+    def version(self, relative: str) -> str:
+        version = super().version(relative)
+        if self._asked == 3:  # type: ignore[attr-defined]
+            Path(self.inside(relative)).unlink()
+            return super().version(relative)
+        return version
+
+
+async def test_a_file_that_vanishes_while_it_is_split(lab: Lab, postgresql: Database, tmp_path: Path) -> None:
+    """The import has failed; put back and enqueued again, the same one is split to its end."""
+    write(tmp_path / "people.csv", 4000)
+    async with importing(lab, postgresql, Vanishing(str(tmp_path))) as case:
+        failed = await case.ended(await case.start())
+        assert (failed.status, failed.chunks, failed.reason) == ("failed", 20, "people.csv: no such file")
+        write(tmp_path / "people.csv", 4000)
+        await case.start()
+        await until(lambda: split(case), "it is split")
+        (found,) = await case.imports.latest(case.case.name)
+        # Rows whose jobs came while the file was gone are dead letters, to be replayed.
+        assert (found.id, found.rows, found.chunks, found.failed) == (failed.id, 4000, 40, 0)
+
+
+async def test_a_job_that_comes_again_after_its_end_is_done(lab: Lab, postgresql: Database, tmp_path: Path) -> None:
+    """Even where the file is another one by now: that is for another job to import."""
+    path = write(tmp_path / "people.csv", 10)
+    async with importing(lab, postgresql, FileRoot(str(tmp_path))) as case:
+        job_id = await case.producer.enqueue(case.case.split, ImportFile(source="people.csv"), key="again")
+        first = await case.ended(job_id)
+        write(path, 20)
+        assert await case.producer.enqueue(case.case.split, ImportFile(source="people.csv"), key="again") == job_id
+        other = await case.ended(await case.start())
+        assert (other.rows, other.saved, await case.imports.progress(job_id)) == (20, 10, first)
 
 
 async def test_a_long_file_is_split_in_several_runs(
