@@ -183,9 +183,10 @@ async def advance(connection: AsyncConnection, import_id: str, cursor: Cursor, *
     await connection.execute(update(imports).where(here).values(values))
 
 
-async def fail(connection: AsyncConnection, import_id: str, reason: str) -> None:
-    """The file cannot be split any further."""
-    here = (imports.c.id == import_id) & (imports.c.status != "split")
+async def fail(connection: AsyncConnection, job_id: str, reason: str) -> None:
+    """The file cannot be split any further. Nothing happens where this job has not begun an import."""
+    mine = select(jobs.c.import_id).where(jobs.c.job_id == job_id).scalar_subquery()
+    here = (imports.c.id == mine) & (imports.c.status != "split")
     values = {"status": "failed", "reason": reason, "updated_at": datetime.now(UTC)}
     await connection.execute(update(imports).where(here).values(values))
 

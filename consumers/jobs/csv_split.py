@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from io import SEEK_END
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final
 
 from consumers.job import Job
 from consumers.jobs.csv_payloads import CHUNK, Chunk, ImportFile
@@ -43,10 +43,23 @@ class Splitter:
 
         Permanent: a file that is missing, empty, has no fitting header, or changes meanwhile.
         """
+        database = Database.from_settings(self._case.settings, pool=1)
+        try:
+            await self._split(request, job, database)
+        except Permanent as error:
+            async with database.transaction() as connection:
+                await imports.fail(connection, job.id, str(error))
+            raise
+        finally:
+            await database.close()
+
+    async def _split(self, request: ImportFile, job: Job, database: Database) -> None:
+        async with database.reading() as connection:
+            found = await imports.known(connection, job.id)
+        if found is not None and found.status == "split":
+            return  # delivered once more; the file may be another one by now
+        version, digest = await self._identify(request.source, found)
         async with AsyncExitStack() as stack:
-            database = Database.from_settings(self._case.settings, pool=1)
-            stack.push_async_callback(database.close)
-            version, digest = await self._identify(request.source, job, database)
             file = await asyncio.to_thread(stack.enter_context, self._files.open(request.source))
             dialect, columns, first = await asyncio.to_thread(self._begin, file, request)
             identity = f"{self._case.name}\0{request.source}\0{digest}\0{request.label}"
@@ -67,42 +80,35 @@ class Splitter:
             producer = await stack.enter_async_context(Producer(self._case.settings))
             await asyncio.to_thread(file.seek, state.position)
             pieces = _Pieces(file, dialect, columns, request.source, state)
-            await self._enqueue(pieces, producer, database, job, version)
+            if not await self._enqueue(pieces, producer, database, version):
+                await job.snooze(0.0)
 
-    async def _identify(self, source: str, job: Job, database: Database) -> tuple[str, str]:
-        """The file's version and the hash of its content, which is what this job has begun with."""
+    async def _identify(self, source: str, found: Any) -> tuple[str, str]:
+        """The file's version and the hash of its content, which must be that of the import ``found``, if any."""
         version = await asyncio.to_thread(self._files.version, source)
-        async with database.transaction() as connection:
-            found = await imports.known(connection, job.id)
         if found is not None and found.version == version:
             return version, found.digest
         digest = await asyncio.to_thread(self._digest, source)
         if found is not None and found.digest != digest:
-            await self._fail(database, found.id, f"{source} has changed since this import began")
+            raise Permanent(f"{source} has changed since this import began")
         return version, digest
 
-    async def _enqueue(self, pieces: _Pieces, producer: Producer, database: Database, job: Job, version: str) -> None:
+    async def _enqueue(self, pieces: _Pieces, producer: Producer, database: Database, version: str) -> bool:
+        """Whether the end of the file was reached."""
         for _ in range(_IN_ONE_RUN // _AT_ONCE):
-            try:
-                batch = await asyncio.to_thread(pieces.take, _AT_ONCE)
-            except Permanent as error:
-                await self._fail(database, pieces.import_id, str(error))
+            batch = await asyncio.to_thread(pieces.take, _AT_ONCE)
             # Before anything of it is enqueued: what was read may be neither the old file nor the new one.
             if await asyncio.to_thread(self._files.version, pieces.source) != version:
-                await self._fail(database, pieces.import_id, f"{pieces.source} has changed while it was being split")
+                raise Permanent(f"{pieces.source} has changed while it was being split")
             await asyncio.gather(
                 *(producer.enqueue(self._case.chunk, one, key=f"{one.import_id}/{one.number}") for one in batch)
             )
+            complete = len(batch) < _AT_ONCE
             async with database.transaction() as connection:
-                await imports.advance(connection, pieces.import_id, pieces.cursor, split=len(batch) < _AT_ONCE)
-            if len(batch) < _AT_ONCE:
-                return
-        await job.snooze(0.0)
-
-    async def _fail(self, database: Database, import_id: str, reason: str) -> NoReturn:
-        async with database.transaction() as connection:
-            await imports.fail(connection, import_id, reason)
-        raise Permanent(reason)
+                await imports.advance(connection, pieces.import_id, pieces.cursor, split=complete)
+            if complete:
+                return True
+        return False
 
     def _digest(self, source: str) -> str:
         digest = hashlib.sha256()

@@ -6,7 +6,7 @@ python -m aiosmtpd -n -l 127.0.0.1:2525 -c aiosmtpd.handlers.Mailbox /tmp/mails 
 hareline db upgrade && hareline topology apply
 hareline relay &
 hareline worker --concurrency 20 &
-printf 'email,name\nann@example.com,Ann\nbob@example.com,Bob\nAnn@Example.com,Ann again\n' > /tmp/recipients.csv
+printf 'email,name\\nann@example.com,Ann\\nbob@example.com,Bob\\nAnn@Example.com,Ann again\\n' > /tmp/recipients.csv
 python -m examples.campaign create spring /tmp/recipients.csv --subject 'Spring, {name}' --text 'Hello {name}.'
 python -m examples.campaign start spring
 python -m examples.campaign status spring --wait

@@ -26,9 +26,8 @@ import httpx
 import tenacity
 from pydantic import BaseModel, Field
 
-from consumers.breaker import Breaker
 from consumers.retry import retry_after
-from hareline import App, Job, JobType, Permanent, Retry, Settings, Transient
+from hareline import App, Breaker, Job, JobType, Permanent, Retry, Settings, Transient
 
 logger = logging.getLogger(__name__)
 

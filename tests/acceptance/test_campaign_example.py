@@ -63,12 +63,12 @@ class Office:
     async def process(self, *arguments: str) -> Any:
         return await self._stack.enter_async_context(self.lab.child(*arguments, app=APP, cwd=ROOT, **self._environment))
 
-    async def campaign(self, *arguments: str, fails: bool = False) -> str:
+    async def campaign(self, *arguments: str, fails: bool = False, within: float = DEADLINE) -> str:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "examples.campaign", *arguments, cwd=ROOT,
             env=self.lab.environment(APP, **self._environment), stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
-        output, _ = await asyncio.wait_for(process.communicate(), DEADLINE)
+        output, _ = await asyncio.wait_for(process.communicate(), within)
         assert (process.returncode != 0) == fails
         return output.decode()
 
@@ -89,9 +89,10 @@ def write(path: Path, *addresses: str) -> str:
     return str(path)
 
 
+@pytest.mark.timeout(600)
 async def test_everybody_gets_one_mail_through_pause_kill_and_resume(office: Office, tmp_path: Path) -> None:
     """Paused, it sends nothing more and the shop's mail passes; a worker killed in the middle costs nobody a mail."""
-    people = [f"p{n}@example.com" for n in range(200)]
+    people = [f"p{n}@example.com" for n in range(120)]
     file = write(
         tmp_path / "a.csv",
         *people,
@@ -113,11 +114,11 @@ async def test_everybody_gets_one_mail_through_pause_kill_and_resume(office: Off
     producer = await office.lab.producer()
     await producer.enqueue(send_mail, Mail(to="order@example.com", subject="Your order", text="Thanks"))
     await until(lambda: office.mails("order") == 1, "the shop's own mail passes")
-    assert office.mails("p") < 200
+    assert office.mails("p") < 120
     await office.campaign("start", "spring", fails=True)
     await office.campaign("resume", "spring", "--per-second", "100")
-    output = await office.campaign("status", "spring", "--wait")
-    assert output.splitlines()[-1] == "name=spring status=done pending=0 queued=0 sent=201 bounced=1"
+    output = await office.campaign("status", "spring", "--wait", within=300.0)
+    assert output.splitlines()[-1] == "name=spring status=done pending=0 queued=0 sent=121 bounced=1"
     assert "nobody-1@example.com\tSMTP 550" in await office.campaign("bounces", "spring")
     by_recipient: dict[str, set[str]] = {}
     for mail in office.server.mails:

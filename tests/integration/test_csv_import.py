@@ -14,6 +14,7 @@ import fsspec
 import pytest
 from sqlalchemy import func, select
 
+from consumers.jobs import csv_split
 from consumers.jobs.csv_import import CsvImport
 from consumers.jobs.csv_payloads import ImportFile
 from consumers.jobs.csv_progress import Imports, Progress
@@ -41,6 +42,7 @@ class Case:
         return await self.producer.enqueue(self.case.split, ImportFile(source=source, **options))
 
     async def ended(self, job_id: str, within: float = 60.0) -> Progress:
+        """Once it is done or failed."""
         found: list[Progress] = []
 
         async def over() -> bool:
@@ -92,7 +94,7 @@ async def test_every_good_row_is_saved_and_every_bad_one_kept(lab: Lab, database
     lines[3] = "x;Person 3;"
     lines[100] = ";;"
     lines[101] = "101;forbidden;"
-    lines[102] = "1;Person 1 again;"
+    lines[102] = "150;an earlier Person 150;"
     lines[200] = "200;too;many;fields"
     lines[201] = '201;"broken"quote;'
     lines[202] = "202;nul\0;"
@@ -111,14 +113,14 @@ async def test_every_good_row_is_saved_and_every_bad_one_kept(lab: Lab, database
             (100, 101, "n", ";;"),
             (100, 101, "name", ";;"),
             (101, 102, "name", "101;forbidden;"),
-            (102, 103, None, "1;Person 1 again;"),
+            (150, 151, None, "150;Person 150;"),
             (200, 201, None, "200;too;many;fields"),
             (201, 202, None, '201;"broken"quote;'),
         }
         messages = " ".join(error.message for error in refused)
         for part in ("valid integer", "Field required", "nobody may be called that", "4 fields where the header has 3"):
             assert part in messages
-        assert await case.imports.errors(done.id, after=101, limit=1) == [e for e in refused if e.row == 102]
+        assert await case.imports.errors(done.id, after=101, limit=1) == [e for e in refused if e.row == 150]
 
 
 async def test_the_same_file_is_imported_once(lab: Lab, database: Database, tmp_path: Path) -> None:
@@ -242,6 +244,67 @@ def test_a_source_cannot_leave_the_root(tmp_path: Path, source: str) -> None:
     write(tmp_path / "people.csv", 1)
     with pytest.raises(Permanent):
         FileRoot(str(root)).read(source)
+
+
+class Vanishing(Files):
+    """Gone when it is looked at before the second batch."""
+
+    def version(self, relative: str) -> str:
+        version = super().version(relative)
+        if self._asked == 3:  # type: ignore[attr-defined]
+            Path(self.inside(relative)).unlink()
+            return super().version(relative)
+        return version
+
+
+async def test_a_file_that_vanishes_while_it_is_split(lab: Lab, postgresql: Database, tmp_path: Path) -> None:
+    """The import has failed; put back and enqueued again, the same one is split to its end."""
+    write(tmp_path / "people.csv", 4000)
+    async with importing(lab, postgresql, Vanishing(str(tmp_path))) as case:
+        failed = await case.ended(await case.start())
+        assert (failed.status, failed.chunks, failed.reason) == ("failed", 20, "people.csv: no such file")
+        write(tmp_path / "people.csv", 4000)
+        await case.start()
+        await until(lambda: split(case), "it is split")
+        (found,) = await case.imports.latest(case.case.name)
+        # Rows whose jobs came while the file was gone are dead letters, to be replayed.
+        assert (found.id, found.rows, found.chunks, found.failed) == (failed.id, 4000, 40, 0)
+
+
+async def test_a_job_that_comes_again_after_its_end_is_done(lab: Lab, postgresql: Database, tmp_path: Path) -> None:
+    """Even where the file is another one by now: that is for another job to import."""
+    path = write(tmp_path / "people.csv", 10)
+    async with importing(lab, postgresql, FileRoot(str(tmp_path))) as case:
+        job_id = await case.producer.enqueue(case.case.split, ImportFile(source="people.csv"), key="again")
+        first = await case.ended(job_id)
+        write(path, 20)
+        assert await case.producer.enqueue(case.case.split, ImportFile(source="people.csv"), key="again") == job_id
+        other = await case.ended(await case.start())
+        assert (other.rows, other.saved, await case.imports.progress(job_id)) == (20, 10, first)
+
+
+async def test_a_long_file_is_split_in_several_runs(
+    lab: Lab, postgresql: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job goes back to its queue now and then, with no attempt charged, and goes on where it was."""
+    monkeypatch.setattr(csv_split, "_IN_ONE_RUN", 20)
+    hashed = []
+    digest = csv_split.Splitter._digest
+
+    def counted(splitter: csv_split.Splitter, source: str) -> str:
+        hashed.append(source)
+        return digest(splitter, source)
+
+    monkeypatch.setattr(csv_split.Splitter, "_digest", counted)
+    write(tmp_path / "people.csv", 6001)
+    files = Files(str(tmp_path))
+    async with importing(lab, postgresql, files) as case:
+        done = await case.ended(await case.start())
+        assert (done.status, done.rows, done.saved, done.chunks) == ("done", 6001, 6001, 61)
+        assert await case.rows() == 6001
+        runs, batches = 4, 4
+        assert files._asked == runs + batches  # type: ignore[attr-defined]
+        assert hashed == ["people.csv"]
 
 
 @pytest.mark.soak
