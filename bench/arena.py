@@ -13,6 +13,7 @@ import pika
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 
 from contenders import NAMESPACE
+from hareline.broker import Broker
 from store_database import Postgres
 
 VHOST = "hareline-bench"
@@ -20,7 +21,18 @@ VHOST = "hareline-bench"
 QUEUES = (
     *("bench.raw", "bench.faststream", "bench.celery", "bench.taskiq", "bench.taskiq.dead"),
     *("bench.dramatiq", "bench.dramatiq.DQ", "bench.dramatiq.XQ"),
-    *(f"{NAMESPACE}.{name}" for name in ("bench.noop", "dlq", "unroutable", "records", "records.failed")),
+    *(
+        f"{NAMESPACE}.{name}"
+        for name in (
+            *(f"bench.step.{n}" for n in range(4)),
+            "bench.noop",
+            "bench.webhook",
+            "dlq",
+            "unroutable",
+            "records",
+            "records.failed",
+        )
+    ),
     *(f"{NAMESPACE}.delay.{level:02d}" for level in range(25)),
     *(f"celery_delayed_{level}" for level in range(28)),
 )
@@ -36,13 +48,15 @@ EXCHANGES = (
 class Arena:
     """Where all publish to and consume from. As a context manager it leaves nothing of it behind."""
 
-    base_url: str
-    management_url: str | None
+    broker: Broker
     postgres: Postgres
+    base_url: str = field(init=False)
+    management_url: str | None = field(init=False)
     url: str = field(init=False, default="")
 
     def __enter__(self):
-        self.management_url = self.management_url or self._guess_management()
+        self.base_url = self.broker.url.split(",")[0]
+        self.management_url = self.broker.management_url or self._guess_management()
         self.url = self.base_url
         if self.management_url:
             self._request("DELETE", f"vhosts/{VHOST}", missing_ok=True)

@@ -10,6 +10,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+_DELIVERY_CPU = [
+    (f"{name}_us", f"CPU us, {name}", 0)
+    for name in ("receiver", "relay", "worker", "postgresql", "broker", "generator")
+]
+_DELIVERY_LATENCY = [("p99_ms", "p99 ms", 1), ("p50_ms", "p50 ms", 1), ("max_ms", "max ms", 1)]
+_DELIVERY_FATES = [(name, name, 0) for name in ("accepted", "refused", "unanswered", "lost", "double")]
 # Per scenario the figures that its table shows: key, heading, decimals.
 COLUMNS = {
     "drain": [
@@ -30,6 +36,13 @@ COLUMNS = {
     ],
     "ladder": [("p50_ms", "late p50 ms", 1), ("p99_ms", "late p99 ms", 1), ("max_ms", "late max ms", 1)],
     "reports": [("per_second", "jobs/s", 0), ("cpu_us", "CPU us/job", 0), ("after_rss_mb", "RSS MB", 1)],
+    "sagas": [
+        ("per_second", "jobs/s", 0),
+        ("cpu_us", "CPU us/job", 0),
+        ("p50_ms", "p50 ms", 2),
+        ("p99_ms", "p99 ms", 2),
+        ("max_ms", "max ms", 1),
+    ],
     "soak": [
         ("jobs", "jobs", 0),
         ("idle_rss_mb", "RSS idle MB", 1),
@@ -61,6 +74,14 @@ COLUMNS = {
         ("max_ms", "page max ms", 1),
         ("pages", "pages", 0),
     ],
+    "webhooks": [
+        ("per_second", "accepted/s", 0),
+        ("handled_per_second", "handled/s", 0),
+        *_DELIVERY_FATES,
+        *_DELIVERY_CPU,
+    ],
+    "webhooks-steady": [*_DELIVERY_LATENCY, *_DELIVERY_FATES, *_DELIVERY_CPU],
+    "webhooks-broker-killed": [*_DELIVERY_LATENCY, *_DELIVERY_FATES],
 }
 
 
@@ -83,6 +104,10 @@ STORE = (
     ("schedules late, schedulers killed, p99 ms", "schedules", "hareline, schedulers killed", "p99_ms", 1_000),
     ("recorder, changes/s", "recorder", "hareline", "per_second", 10_000),
     ("dead letters, a filtered page, p99 ms", "dead-letters", "hareline, list filtered", "p99_ms", 200),
+    ("webhooks accepted, deliveries/s", "webhooks", "hareline", "per_second", 800),
+    ("webhooks at 300/s, p99 ms", "webhooks-steady", "hareline", "p99_ms", 50),
+    ("webhooks at 300/s, broker killed, p99 ms", "webhooks-broker-killed", "hareline", "p99_ms", 50),
+    ("webhooks at 300/s, broker killed, refused", "webhooks-broker-killed", "hareline", "refused", 0),
     ("dead letters recorded, letters/s", "dead-letters", "hareline, record", "per_second", 3_000),
     ("dead letters replayed, letters/s", "dead-letters", "hareline, replay", "per_second", 5_000),
 )
@@ -207,6 +232,12 @@ def targets(summary: dict[str, dict[str, dict]]) -> list[Target]:
         reported, silent = figure("reports", on, "per_second"), figure("reports", off, "per_second")
         share = 100 * reported / silent if reported and silent else None
         judge(f"{what} with reports, %", share, 90, at_least=True, against="without reports")
+    steps = figure("sagas", "hareline, steps of sagas", "per_second")
+    jobs = figure("sagas", "hareline, plain jobs", "per_second")
+    share = 100 * steps / jobs if steps and jobs else None
+    judge("steps of sagas, % of plain jobs", share, 40, at_least=True, against="plain jobs")
+    between = figure("sagas", "hareline, step to step", "p50_ms")
+    judge("step to step when idle, p50 ms", between, 5, at_least=False, against="5 ms")
     for name, scenario, label, key, limit in STORE:
         at_least = key == "per_second"
         unit = name.rpartition(" ")[2]

@@ -154,7 +154,7 @@ def run_all(arena: Arena, args: argparse.Namespace, problems: dict[str, str]) ->
 
 def compare(broker: Broker, args: argparse.Namespace, runs: list[report.Run]) -> dict:
     """Fill `runs` until the end or Ctrl-C; returns where and with whom they were made."""
-    with Postgres(args.database) as postgres, Arena(broker.url.split(",")[0], broker.management_url, postgres) as arena:
+    with Postgres(args.database) as postgres, Arena(broker, postgres) as arena:
         machine, server = report.machine(), arena.server()
         say(f"broker   {server['product']} {server['version']} ({broker.source}), {machine['cores']} cores")
         if machine["load"] > machine["cores"] / 4:

@@ -27,12 +27,21 @@ BODY = """convert_to(rpad('{"number":' || i || ',"sent_ns":0,"pad":"', 254, 'x')
 
 
 class Role:
-    """`hareline NAME` on a store. Ended on exit, by force if need be."""
+    """`hareline NAME ARGUMENTS` on a store. Ended on exit, by force if need be."""
 
-    def __init__(self, arena: Arena, store: Store, name: str, number: int = 1):
+    def __init__(
+        self,
+        arena: Arena,
+        store: Store,
+        name: str,
+        *arguments: str,
+        number: int = 1,
+        variables: dict[str, str] | None = None,
+    ):
         self.name = name
+        self._arguments = arguments
         self._label = f"bench {name} {number}"
-        self._environment = environment(arena, store) | {"PGAPPNAME": self._label}
+        self._environment = environment(arena, store) | {"PGAPPNAME": self._label} | (variables or {})
         self._directory = tempfile.TemporaryDirectory(prefix="hareline-bench-")
         self._log = Path(self._directory.name) / "log"
 
@@ -51,13 +60,17 @@ class Role:
     def start(self) -> None:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [str(COMMAND), self.name],
+                [str(COMMAND), self.name, *self._arguments],
                 cwd=BENCH,
                 env=self._environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def kill(self) -> None:
         """kill -9."""

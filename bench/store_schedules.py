@@ -61,7 +61,7 @@ def schedules(*, killed: bool):
             prepare(arena, store)
             connection.execute(FAR, {"n": waiting})
             connection.execute("VACUUM ANALYZE hareline_schedules")
-            roles = [stack.enter_context(Role(arena, store, "scheduler", n)) for n in range(SCHEDULERS)]
+            roles = [stack.enter_context(Role(arena, store, "scheduler", number=n)) for n in range(SCHEDULERS)]
             for role in roles:
                 role.await_session(connection)
             first = math.ceil(time.time() + HEAD_START)

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor as Threads
 from typing import Any, Final
 
+from consumers.breaker import blame
 from consumers.dead_letter import bare_dead_letter, can_be_sent, dead_letter
 from consumers.handover import HandOver
 from consumers.inbox import Inbox
@@ -139,6 +140,9 @@ class Executor:
     async def _run(self, opened: Envelope, route: Route, payload: Any) -> Outcome:
         if self._stopping:
             return _SHUTDOWN
+        for breaker in route.breakers:
+            if (refusal := breaker.refusal()) is not None:
+                return self._classified(refusal, route, opened)
         task = asyncio.current_task()
         assert task is not None
         self._handlers[task] = opened, time.time()
@@ -157,6 +161,7 @@ class Executor:
         except BaseException as error:  # noqa: BLE001 - whatever a handler raises, sys.exit() too, a rule must decide
             if isinstance(error, SagaOverdue):
                 return Dead("deadline", error)
+            blame(error)
             if isinstance(error, TimeoutError) and clock.expired():
                 return self._classified(TimeoutError(f"ran longer than its timeout of {limit:g} s"), route, opened)
             return self._classified(error, route, opened)
@@ -228,10 +233,12 @@ class Executor:
         if not delivery.acks.is_open:
             if opened is not None:
                 self._readmission.remember(opened, outcome)
-        elif isinstance(outcome, Done) or (isinstance(outcome, Dropped) and _is_plain(opened)):
+        elif isinstance(outcome, Done):
             delivery.acks.done(delivery.tag)
-        elif opened is not None and not _is_plain(opened) and isinstance(outcome, Returned | Dead | Dropped):
+        elif opened is not None and opened.slip is not None and isinstance(outcome, (Returned, Dead, Dropped)):
             return await self._follow(delivery, opened, outcome, time.monotonic() - began)
+        elif isinstance(outcome, Dropped):
+            delivery.acks.done(delivery.tag)
         elif isinstance(outcome, Dead):
             route = self._registry.route(delivery.job_type)
             record = None if route is None else route.job_type.record
@@ -316,11 +323,6 @@ def _opened(delivery: Delivery) -> Envelope:
     if opened.headers:
         opened.slip = slip_in(opened.headers)
     return opened
-
-
-def _is_plain(opened: Envelope | None) -> bool:
-    """Whether it is no step of a saga."""
-    return opened is None or opened.slip is None
 
 
 async def _forget_cancellation(task: asyncio.Task[Any]) -> None:

@@ -39,9 +39,11 @@ class Inbox:
     def engine(self) -> AsyncEngine:
         """For coroutines. Raises SettingsError."""
         if self._database is None:
-            from store.engine import Database  # noqa: PLC0415 - a worker that never comes here stays small
+            # A worker that never comes here stays small.
+            from store.engine import Database, parse_url, pool_of_writers  # noqa: PLC0415
 
-            self._database = Database.from_settings(self._settings, pool=self._pool)
+            url = self._settings.database_url
+            self._database = Database(url, pool=pool_of_writers(parse_url(url), self._pool))
         return self._database.engine
 
     @property
@@ -49,9 +51,10 @@ class Inbox:
         """For threads. Raises SettingsError."""
         with self._opening:
             if self._blocking is None:
-                from store.engine import blocking_engine, parse_url  # noqa: PLC0415 - the same
+                from store.engine import blocking_engine, parse_url, pool_of_writers  # noqa: PLC0415 - the same
 
-                self._blocking = blocking_engine(parse_url(self._settings.database_url))
+                url = parse_url(self._settings.database_url)
+                self._blocking = blocking_engine(url, pool=pool_of_writers(url, self._pool))
             return self._blocking
 
     async def abandon(self, job_id: str, job_type: str, why: str) -> Verdict:

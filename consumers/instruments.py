@@ -1,4 +1,4 @@
-"""Metrics of the recorder, through OpenTelemetry's API: without an SDK they cost nothing and go nowhere."""
+"""Metrics of the recorder and of breakers, through OpenTelemetry's API: without an SDK they cost next to nothing."""
 
 from __future__ import annotations
 
@@ -37,4 +37,13 @@ DEAD_LETTERS: Final = _meter.create_gauge(
 )
 DEAD_LETTERS_LAST_DAY: Final = _meter.create_gauge(
     "hareline.dead_letters.last_24h", unit="{job}", description="Those of them that died within the last 24 hours."
+)
+BREAKER_STATE: Final = _meter.create_gauge(
+    "hareline.breaker.state", description="0 closed, 1 half-open, 2 open; by breaker, as this process sees it."
+)
+BREAKER_TRANSITIONS: Final = _meter.create_counter(
+    "hareline.breaker.transitions", description="Changes of state, by breaker and the new state."
+)
+BREAKER_REJECTED: Final = _meter.create_counter(
+    "hareline.breaker.rejected", unit="{call}", description="Calls that a breaker did not let through."
 )

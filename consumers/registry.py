@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+from consumers.breaker import Breaker
 from topology.contract import JobType
 from topology.errors import ContractError
 
@@ -18,7 +19,10 @@ _WITH_JOB = 2
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A job type with its handler. ``permanent`` and ``transient`` are exception classes that decide themselves."""
+    """A job type with its handler. ``permanent`` and ``transient`` are exception classes that decide themselves.
+
+    ``breakers`` guard what every job of the type needs: while one is open, none is consumed.
+    """
 
     job_type: JobType[Any]
     handler: Handler
@@ -26,6 +30,7 @@ class Route:
     wants_job: bool
     permanent: tuple[type[BaseException], ...] = ()
     transient: tuple[type[BaseException], ...] = ()
+    breakers: tuple[Breaker, ...] = ()
 
 
 class Registry:
@@ -34,6 +39,7 @@ class Registry:
     def __init__(self, job_types: Iterable[JobType[Any]] = ()) -> None:
         self._types: dict[str, JobType[Any]] = {}
         self._routes: dict[str, Route] = {}
+        self._breakers: dict[str, Breaker] = {}
         for job_type in job_types:
             self.declare(job_type)
 
@@ -48,6 +54,16 @@ class Registry:
         if known is not job_type:
             raise ContractError(f"two job types are called '{job_type.name}'")
 
+    @property
+    def breakers(self) -> tuple[Breaker, ...]:
+        """All breakers that handlers declare, or the app itself."""
+        return tuple(self._breakers.values())
+
+    def guard(self, breaker: Breaker) -> None:
+        """Adds a breaker. Raises ContractError if another one has its name."""
+        if self._breakers.setdefault(breaker.name, breaker) is not breaker:
+            raise ContractError(f"two breakers are called '{breaker.name}': make it once, and import it")
+
     def register(
         self,
         job_type: JobType[Any],
@@ -55,6 +71,7 @@ class Registry:
         *,
         permanent: Iterable[type[BaseException]] = (),
         transient: Iterable[type[BaseException]] = (),
+        breakers: Iterable[Breaker] = (),
     ) -> None:
         """Sets the handler of a job type, which takes ``(payload, job)`` or ``(payload)``."""
         self.declare(job_type)
@@ -67,7 +84,10 @@ class Registry:
             _takes_job(job_type, handler),
             tuple(permanent),
             tuple(transient),
+            tuple(breakers),
         )
+        for breaker in self._routes[job_type.name].breakers:
+            self.guard(breaker)
 
     def route(self, job_type: str) -> Route | None:
         """The route of a job type, or None."""

@@ -91,6 +91,17 @@ def classify(
     return by_policy(error, retry, attempt, after, draw)
 
 
+def is_an_answer(error: BaseException) -> bool:
+    """Whether an error is the service's word on this one request, so that the service itself works.
+
+    So are Permanent, PermissionError, and an HTTP response of 4xx but for 408, 425 and 429.
+    """
+    if isinstance(error, _PERMANENT):
+        return True
+    status = _http_status(error)
+    return status is not None and status in _CLIENT_ERRORS and status not in _RETRIABLE_STATUS
+
+
 def by_policy(
     error: BaseException,
     retry: Retry,

@@ -10,7 +10,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Final
 
 from pydantic_core import from_json, to_json
@@ -34,7 +35,7 @@ from consumers.registry import Route
 from consumers.saga_view import plain
 from topology import events
 from topology import slip as slips
-from topology.envelope import RAN, SAGA, Envelope, Message, trace_of
+from topology.envelope import RAN, SAGA, Envelope, Message, carried
 from topology.errors import HarelineError
 from topology.events import JobEvent
 from topology.slip import MESSAGE_LIMIT, Failure, Slip, SlipTooLarge, place_text
@@ -134,6 +135,10 @@ class FollowUps:
         assert slip is not None
         if slip.undoing:
             return self._after_undo(delivery, opened, slip, outcome, duration)
+        if isinstance(outcome, Returned) and not slip.is_parallel:
+            with suppress(SlipTooLarge):  # then it goes the long way, and back
+                messages = self._messages(slips.onward(slip, outcome.result), delivery, opened)
+                return Course(outcome, messages, [_step_news(opened, slip, outcome, None, duration)])
         failed: dict[str, Any] | None = None
         if not isinstance(outcome, Returned):
             assert isinstance(outcome, Dead | Dropped)
@@ -182,8 +187,8 @@ class FollowUps:
         return self._messages(hops, delivery, opened), _turned_news(slip, failure, hops)
 
     def _messages(self, hops: Sequence[Slip], delivery: Delivery, opened: Envelope) -> Sequence[Message]:
-        trace = trace_of(opened.headers)
-        return [slips.message_of(self._names, hop, delivery.body, trace) for hop in hops]
+        about = carried(opened.headers)
+        return [slips.message_of(self._names, hop, delivery.body, about) for hop in hops]
 
     def _after_undo(
         self, delivery: Delivery, opened: Envelope, slip: Slip, outcome: Outcome, duration: float
@@ -193,7 +198,7 @@ class FollowUps:
         failed: dict[str, Any] | None = None
         if isinstance(outcome, Dead):
             letter = dead_letter(self._names, delivery, opened, outcome, slip.branch.undo_record or "all")
-            letter.properties.headers |= {SAGA: slips.headers_of(replace(slip, alone=True))[SAGA]}
+            letter.properties.headers |= {SAGA: slips.headers_of(slip._replace(alone=True))[SAGA]}
             messages.append(letter)
             failed = _failed(outcome, undo=False)
         return Course(outcome, messages, [_step_news(opened, slip, outcome, failed, duration)])

@@ -9,7 +9,7 @@ from typing import Any, Final
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from consumers.outcome import Permanent
-from topology.slip import Failure, Slip
+from topology.slip import Failure, Slip, job_id
 
 LARGEST_RESULT: Final = 8 * 1024
 """Bytes of one step's result as JSON: it travels in a header of every message after it."""
@@ -45,6 +45,14 @@ class SagaView:
     def step(self) -> str:
         """The name of the step's job type; of an undo, that of the step which it undoes."""
         return self._slip.branch.do
+
+    @property
+    def step_key(self) -> str:
+        """``job.idempotency_key`` of the step; of an undo, that of the step which it undoes.
+
+        So an undo can name what its step asked of another service, even if nobody knows whether it was done.
+        """
+        return job_id(self._slip.id, self._slip.place, undoing=False)
 
     @property
     def undoing(self) -> bool:

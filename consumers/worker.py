@@ -6,12 +6,14 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Final
 
 from consumers.executor import Executor
 from consumers.inbox import Inbox
 from consumers.readmission import Readmission
 from consumers.registry import Registry, Route
+from consumers.switchboard import Switchboard
 from producers.reporter import Reporter
 from topology.errors import BrokerUnreachable, TopologyError
 from topology.events import Observer
@@ -48,6 +50,7 @@ class Worker:
         observers: Iterable[Observer] = (),
     ) -> None:
         self._routes = tuple(routes)
+        self._breakers_of = {route.job_type.name: route.breakers for route in self._routes}
         self._settings = settings
         self._names = Names(settings.namespace)
         self._concurrency = concurrency
@@ -70,6 +73,7 @@ class Worker:
             self._reporter,
         )
         self._link = Link(settings.broker_urls, f"hareline worker {self._name}", on_up=self._up, on_down=self._down)
+        self._switchboard = self._connect_breakers(registry)
         self._subscriptions: list[Subscription] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._chores: set[asyncio.Task[None]] = set()
@@ -84,6 +88,14 @@ class Worker:
     @property
     def _name(self) -> str:
         return " ".join(route.job_type.name for route in self._routes)[:80]
+
+    def _connect_breakers(self, registry: Registry) -> Switchboard | None:
+        if not registry.breakers:
+            return None
+        needed = {breaker.name for route in self._routes for breaker in route.breakers}
+        return Switchboard(
+            registry.breakers, self._publisher, self._names, needed=needed, on_change=self._breakers_changed
+        )
 
     @property
     def running(self) -> int:
@@ -105,6 +117,8 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._warn_of_long_jobs()
         self._publisher.start()
+        if self._switchboard is not None:
+            self._switchboard.start()
         self._link.start()
         if self._reporter is not None:
             self._reporter.watch(self._executor.running)
@@ -115,6 +129,8 @@ class Worker:
             await self._finish()
         finally:
             self.ready.clear()
+            if self._switchboard is not None:
+                await self._switchboard.stop()
             await asyncio.gather(self._link.stop(), self._publisher.stop(1.0), self._inbox.close())
             self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -124,7 +140,7 @@ class Worker:
 
     async def _finish(self) -> None:
         """Lets running jobs end within the grace period, returns the rest to the queue, tells the broker all of it."""
-        await asyncio.gather(*(subscription.pause() for subscription in self._subscriptions))
+        await self._adjust()
         if self._tasks:
             logger.info("stopping: %d jobs get %g s to end", len(self._tasks), self._settings.grace)
             await asyncio.wait(self._tasks, timeout=self._settings.grace)
@@ -170,6 +186,8 @@ class Worker:
                 else:
                     logger.error("the broker is not fit to work with: %s", error)  # noqa: TRY400 - the text says it all
                 raise
+        if self._switchboard is not None:
+            await self._switchboard.join(connection)
         self._subscriptions = [self._subscription(connection, route) for route in self._routes]
         for subscription in self._subscriptions:
             await self._start(subscription)
@@ -185,11 +203,27 @@ class Worker:
 
     async def _start(self, subscription: Subscription) -> None:
         await subscription.open()
-        if not self._alone_asked and not self._draining.is_set():
-            subscription.resume()
+        await subscription.adjust(partial(self._wanted, subscription))
+
+    def _wanted(self, subscription: Subscription) -> int:
+        """How many jobs of a queue are to run at a time now."""
+        if self._alone_asked or self._draining.is_set():
+            return 0
+        breakers = self._breakers_of[subscription.job_type]
+        return min((breaker.room(self._concurrency) for breaker in breakers), default=self._concurrency)
+
+    async def _adjust(self) -> None:
+        """Has every queue consumed as is wanted now."""
+        await asyncio.gather(*(s.adjust(partial(self._wanted, s)) for s in self._subscriptions))
+
+    def _breakers_changed(self) -> None:
+        if any(self._breakers_of.values()):
+            self._chore(self._adjust())
 
     def _down(self, _: str) -> None:
         self.ready.clear()
+        if self._switchboard is not None:
+            self._switchboard.leave()
 
     def _on_delivery(self, delivery: Delivery) -> None:
         task = self._loop.create_task(self._executor.process(delivery))
@@ -233,7 +267,7 @@ class Worker:
     async def stand_alone(self, patience: float) -> None:
         """Takes no more deliveries, and waits up to ``patience`` seconds until all other jobs are settled."""
         self._alone_asked = True
-        await asyncio.gather(*(subscription.pause() for subscription in self._subscriptions))
+        await self._adjust()
         for subscription in self._subscriptions:
             subscription.flush()
         try:
@@ -246,9 +280,7 @@ class Worker:
     async def carry_on(self) -> None:
         """Takes deliveries again."""
         self._alone_asked = False
-        if not self._draining.is_set():
-            for subscription in self._subscriptions:
-                subscription.resume()
+        await self._adjust()
 
     async def _announce(self) -> None:
         async with self._changed:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from consumers.breaker import Breaker, BreakerOpen
     from consumers.job import Job
     from consumers.outcome import AlreadyDone, Cancelled, Permanent, Snoozed, Transient
     from hareline.app import App
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from producers.webhooks.catchall import WebhookReceived, webhook_received
     from producers.webhooks.delivery import Delivery, Identity
     from producers.webhooks.idempotency import Idempotency
+    from producers.webhooks.rate import Rate
     from producers.webhooks.receiver import WebhookReceiver
     from producers.webhooks.source import WebhookSource
     from topology.contract import JobType, Retry
@@ -54,6 +56,8 @@ _HOMES = {
     "BatchError": "topology.errors",
     "BlockingProducer": "producers.blocking",
     "BlockingSchedules": "producers.blocking_schedules",
+    "Breaker": "consumers.breaker",
+    "BreakerOpen": "consumers.breaker",
     "BrokerBlocked": "topology.errors",
     "Cancelled": "consumers.outcome",
     "ConnectionLost": "topology.errors",
@@ -75,6 +79,7 @@ _HOMES = {
     "Permanent": "consumers.outcome",
     "Producer": "producers.producer",
     "PublishError": "topology.errors",
+    "Rate": "producers.webhooks.rate",
     "Refused": "topology.errors",
     "Retry": "topology.contract",
     "Saga": "topology.saga",
@@ -101,6 +106,8 @@ __all__ = [
     "BatchError",
     "BlockingProducer",
     "BlockingSchedules",
+    "Breaker",
+    "BreakerOpen",
     "BrokerBlocked",
     "Cancelled",
     "ConnectionLost",
@@ -122,6 +129,7 @@ __all__ = [
     "Permanent",
     "Producer",
     "PublishError",
+    "Rate",
     "Refused",
     "Retry",
     "Saga",

@@ -95,16 +95,12 @@ class OrderBook:
         row = row_of(self.message(job_type, payload, **options), "enqueue", job_type.group)
         return row if ordering_key is None else replace(row, ordering_key=_checked("ordering_key", ordering_key))
 
-    def saga(
-        self, saga: Saga[Any], payload: Any, *, key: str | None = None, headers: Mapping[str, Any] | None = None
-    ) -> SagaOrder:
+    def saga(self, saga: Saga[Any], payload: Any, *, key: str | None = None) -> SagaOrder:
         """The messages that a saga begins with: one, or several where its first steps are parallel."""
         body = saga.encode(payload)
         self._expect_fitting(saga.name, body)
         saga_id = new_id() if key is None else saga.id_for_key(_checked("key", key))
-        slip = saga.slip(saga_id, time.time())
-        about = {**(trace_headers() or {}), **(headers or {})}
-        return SagaOrder(slip, [message_of(self._names, hop, body, about) for hop in first(slip)], body)
+        return saga_order(self._names, saga.slip(saga_id, time.time()), body, trace_headers())
 
     def rows(self, job_type: JobType[Any], payloads: Iterable[Any], **options: Any) -> list[OutboxRow]:
         """As `row`, for each; raises BatchError if any is refused, and then nothing is to be written."""
@@ -133,6 +129,11 @@ class OrderBook:
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
             raise OptionInvalid(f"timeout is {seconds!r}: zero or more seconds are needed")
         return float(min(seconds, _LONGEST_TIMEOUT))
+
+
+def saga_order(names: Names, slip: Slip, body: bytes, headers: Mapping[str, str] | None) -> SagaOrder:
+    """What a saga begins with. ``body`` is its payload, ``headers`` go along with all its steps. Pure."""
+    return SagaOrder(slip, [message_of(names, hop, body, headers) for hop in first(slip)], body)
 
 
 def row_of(message: Message, origin: str, group: str | None) -> OutboxRow:

@@ -45,6 +45,8 @@ LEASE: Final = 5.0
 """Seconds for which a claimed row is this relay's, unless it renews that. If it dies, others publish the row then."""
 _CHANNEL: Final = "hareline_outbox"
 _POLL: Final = {"postgresql": 1.0, "sqlite": 0.05}
+_GATHER: Final = 0.02
+"""Seconds from a claim to the next one, unless a batch was full. Claims cost the same for one row as for fifty."""
 _BROKER_POLL: Final = 0.05
 _RETRY_MOST: Final = 60.0
 _TRIES: Final = 5
@@ -68,6 +70,9 @@ class _Hold:
         return time.monotonic() + seconds < self.until
 
 
+_NOTHING: Final[tuple[list[Claimed], _Hold]] = ([], _Hold((), 0.0))
+
+
 class Relay:
     """Publishes outbox rows until `drain`. Any number may run at once on one database."""
 
@@ -87,6 +92,10 @@ class Relay:
         self._reporter = Reporter(self._publisher, self._names) if settings.report else None
         self._draining = asyncio.Event()
         self._woken = asyncio.Event()
+        self._looking = asyncio.Lock()
+        """One lane looks for rows at a time: two woken by one commit would ask the same thing twice."""
+        self._more = True
+        self._claimed_at = 0.0
         self.relayed = 0
         """How many rows were published and deleted."""
 
@@ -114,18 +123,30 @@ class Relay:
 
     async def _lane(self) -> None:
         while not self._draining.is_set():
-            if not self._publisher.is_up:
-                await asyncio.sleep(_BROKER_POLL)  # nobody tells; and a claim now would only be given back
-                continue
-            self._woken.clear()
-            if await self._carry() < BATCH:
-                await self._rest()
+            async with self._looking:
+                rows, hold = await self._next_batch()
+            if rows:
+                await self._carry(rows, hold)
 
-    async def _carry(self) -> int:
-        """One batch from claim to delete; returns how many rows were claimed."""
+    async def _next_batch(self) -> tuple[list[Claimed], _Hold]:
+        """What there is to carry, as soon as there is something; nothing where it is no time for that."""
+        if not self._publisher.is_up:
+            await asyncio.sleep(_BROKER_POLL)  # nobody tells; and a claim now would only be given back
+            self._more = True
+            return _NOTHING
+        if not self._more:
+            await self._rest()
+        if self._draining.is_set():
+            return _NOTHING
+        self._woken.clear()
         rows, hold = await self._claim_readable()
-        if not rows:
-            return 0
+        self._more = len(rows) == BATCH
+        if rows:
+            self._claimed_at = time.monotonic()
+        return rows, hold
+
+    async def _carry(self, rows: Sequence[Claimed], hold: _Hold) -> None:
+        """One batch from claim to delete."""
         keeping = asyncio.create_task(self._keep(hold))
         try:
             fates = await self._publish(rows, hold)
@@ -133,7 +154,6 @@ class Relay:
         finally:
             hold.over.set()
             await keeping
-        return len(rows)
 
     async def _claim_readable(self) -> tuple[list[Claimed], _Hold]:
         for _ in range(_TRIES):
@@ -143,7 +163,8 @@ class Relay:
         return await persistently("the relay", self._claim)
 
     async def _claim(self) -> tuple[list[Claimed], _Hold]:
-        async with self._database.reading() as connection:
+        database = self._database
+        async with database.statements() if database.is_postgresql else database.reading() as connection:
             if not await claims.anything(connection, claims.clock_of(connection)):
                 return [], _Hold((), 0.0)  # an idle relay takes no locks
         async with self._database.transaction() as connection:
@@ -176,6 +197,11 @@ class Relay:
         done = [row.id for row in rows if row.id in fates and fates[row.id] is None]
         faulty = [row for row in rows if isinstance(fates.get(row.id), Unroutable | Refused)]
         settled = {*done, *(row.id for row in faulty)}
+        if self._database.is_postgresql and len(done) == len(rows):  # as it nearly always is: one round trip
+            async with hold.lock, self._database.statements() as connection:
+                await claims.published(connection, done)
+            self.relayed += len(done)
+            return
         async with hold.lock, self._database.transaction() as connection:
             await claims.published(connection, done)
             for row in faulty:
@@ -191,10 +217,13 @@ class Relay:
         await claims.failed(connection, self._id, row, str(error), retry_at)
 
     async def _rest(self) -> None:
-        """Until a commit is announced, or it is time to look."""
+        """Until a commit is announced, or it is time to look; and not right after a claim, so that rows gather."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_POLL[self._database.dialect]):
                 await self._woken.wait()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._claimed_at + _GATHER - time.monotonic()):
+                await self._draining.wait()
 
     async def _listen(self) -> None:
         if self._database.is_postgresql:

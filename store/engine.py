@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -11,7 +12,14 @@ from typing import Any, Final
 
 from sqlalchemy import URL, Engine, create_engine, event, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, InterfaceError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    DisconnectionError,
+    InterfaceError,
+    InvalidatePoolError,
+    OperationalError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -30,6 +38,10 @@ _CONNECT_TIMEOUT: Final = 10
 _LOCK_TIMEOUT: Final = 10.0
 """Seconds that a writer waits for another one on SQLite."""
 _POOL: Final = 5
+ONE_AT_A_TIME: Final = 1
+"""The pool of a process that only writes, on SQLite: its writers wait in line here instead of all trying their luck."""
+_FRESH: Final = 0.2
+"""Seconds for which a connection that worked is taken to work; a server takes longer than that to start anew."""
 
 
 class Database:
@@ -83,6 +95,16 @@ class Database:
             async with self.engine.connect() as connection:
                 yield await connection.execution_options(hareline_reading=True)
 
+    @asynccontextmanager
+    async def statements(self) -> AsyncIterator[AsyncConnection]:
+        """A connection on which each statement is a transaction of its own, committed with it. PostgreSQL alone.
+
+        Raises as `transaction` does.
+        """
+        with translated(self.url):
+            async with self.engine.connect() as connection:
+                yield await connection.execution_options(isolation_level="AUTOCOMMIT")
+
     async def close(self) -> None:
         """Closes the pool; a later use opens another."""
         engine, self._engine = self._engine, None
@@ -109,12 +131,19 @@ def parse_url(url: str) -> URL:
     return parsed
 
 
-def blocking_engine(url: URL) -> Engine:
+def pool_of_writers(url: URL, wanted: int) -> int:
+    """How many connections are of use to a process that has ``wanted`` writers, and no readers."""
+    return ONE_AT_A_TIME if url.get_backend_name() == SQLITE else wanted
+
+
+def blocking_engine(url: URL, *, pool: int = _POOL) -> Engine:
     """A synchronous engine for plain functions that run in threads."""
     backend = url.get_backend_name()
-    engine = create_engine(url.set(drivername=_BLOCKING_DRIVERS[backend]), **_options(url, _POOL))
+    engine = create_engine(url.set(drivername=_BLOCKING_DRIVERS[backend]), **_options(url, pool))
     if backend == SQLITE:
         _tune_sqlite(engine, url)
+    else:
+        _try_before_use(engine)
     return engine
 
 
@@ -130,6 +159,8 @@ def _async_engine(url: URL, pool: int) -> AsyncEngine:
         ) from error
     if backend == SQLITE:
         _tune_sqlite(engine.sync_engine, url)
+    else:
+        _try_before_use(engine.sync_engine)
     return engine
 
 
@@ -145,15 +176,39 @@ def _make_room(url: URL, file: Path) -> None:
 
 def _options(url: URL, pool: int) -> dict[str, Any]:
     if url.get_backend_name() == SQLITE:
-        return {"connect_args": {"timeout": _LOCK_TIMEOUT}}
+        options: dict[str, Any] = {"connect_args": {"timeout": _LOCK_TIMEOUT}}
+        if pool == ONE_AT_A_TIME and url.database not in {None, "", ":memory:"}:
+            options |= {"pool_size": pool, "max_overflow": 0, "pool_timeout": _LOCK_TIMEOUT}
+        return options
     return {
-        "pool_size": pool,
-        "max_overflow": pool,
+        # No overflow: those connections are closed at once after their use, and under load each use made a new one.
+        "pool_size": 2 * pool,
+        "max_overflow": 0,
+        "pool_use_lifo": True,
         "pool_timeout": _CONNECT_TIMEOUT,
-        # A connection that died while it was idle is replaced before anybody notices.
-        "pool_pre_ping": True,
         "connect_args": {"connect_timeout": _CONNECT_TIMEOUT},
     }
+
+
+def _try_before_use(engine: Engine) -> None:
+    """A connection that died while it was idle is replaced before anybody notices.
+
+    One that worked a moment ago is not tried: a round trip is a good part of what a short transaction costs.
+    """
+
+    @event.listens_for(engine, "connect")
+    @event.listens_for(engine, "checkin")
+    def _(_: object, record: ConnectionPoolEntry) -> None:
+        record.info["used"] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def _(connection: DBAPIConnection, record: ConnectionPoolEntry, _: object) -> None:
+        if time.monotonic() - record.info["used"] < _FRESH:
+            return
+        try:
+            engine.dialect.do_ping(connection)
+        except engine.dialect.loaded_dbapi.Error as error:
+            raise InvalidatePoolError from error  # the others of its age as well: they are tried anew, too
 
 
 def _tune_sqlite(engine: Engine, url: URL) -> None:

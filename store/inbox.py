@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection, Select, Update, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.dml import ReturningInsert
 
-from store.engine import POSTGRESQL
+from store.engine import POSTGRESQL, SQLITE
 from store.tables import inbox
 
 
@@ -28,12 +29,14 @@ async def claim(connection: AsyncConnection, job_id: str, job_type: str, name: s
 
     A transaction elsewhere that has claimed the same and is not decided is waited for.
     """
-    return (await connection.execute(_claiming(connection.dialect.name, job_id, job_type, name))).first() is not None
+    claiming = _CLAIMING[connection.dialect.name]
+    return (await connection.execute(claiming, _row(job_id, job_type, name))).first() is not None
 
 
 def claim_blocking(connection: Connection, job_id: str, job_type: str, name: str = "") -> bool:
     """The same as `claim` for plain functions."""
-    return connection.execute(_claiming(connection.dialect.name, job_id, job_type, name)).first() is not None
+    claiming = _CLAIMING[connection.dialect.name]
+    return connection.execute(claiming, _row(job_id, job_type, name)).first() is not None
 
 
 async def keep(connection: AsyncConnection, job_id: str, name: str, result: str) -> None:
@@ -58,21 +61,10 @@ def verdict_blocking(connection: Connection, job_id: str, name: str = "") -> Ver
 
 async def abandon(connection: AsyncConnection, job_id: str, job_type: str, why: str) -> Verdict:
     """Decides that the job is never to have effects, unless it has committed some: what was decided first counts."""
-    row = _claiming(connection.dialect.name, job_id, job_type, "", why)
-    if (await connection.execute(row)).first() is not None:
+    row = {**_row(job_id, job_type, ""), "abandoned": why}
+    if (await connection.execute(_CLAIMING[connection.dialect.name], row)).first() is not None:
         return Verdict(None, why)
     return await verdict(connection, job_id)
-
-
-def _claiming(
-    dialect: str, job_id: str, job_type: str, name: str, abandoned: str | None = None
-) -> ReturningInsert[tuple[str]]:
-    row = {"job_id": job_id, "job_type": job_type, "name": name, "handled_at": datetime.now(UTC)}
-    if abandoned is not None:
-        row["abandoned"] = abandoned
-    if dialect == POSTGRESQL:
-        return postgresql.insert(inbox).values(row).on_conflict_do_nothing().returning(inbox.c.job_id)
-    return sqlite.insert(inbox).values(row).on_conflict_do_nothing().returning(inbox.c.job_id)
 
 
 def _keeping(job_id: str, name: str, result: str) -> Update:
@@ -85,3 +77,14 @@ def _looking(job_id: str, name: str) -> Select[tuple[str | None, str | None]]:
 
 def _verdict(row: Any) -> Verdict:
     return Verdict(None, None) if row is None else Verdict(row.result, row.abandoned)
+
+
+def _row(job_id: str, job_type: str, name: str) -> dict[str, Any]:
+    return {"job_id": job_id, "job_type": job_type, "name": name, "handled_at": datetime.now(UTC)}
+
+
+# Made once: each job runs it, and to make it anew costs more than to run it.
+_CLAIMING: Final[Mapping[str, ReturningInsert[tuple[str]]]] = {
+    POSTGRESQL: postgresql.insert(inbox).on_conflict_do_nothing().returning(inbox.c.job_id),
+    SQLITE: sqlite.insert(inbox).on_conflict_do_nothing().returning(inbox.c.job_id),
+}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal
 
-from sqlalchemy import insert, select, tuple_
+from sqlalchemy import Table, insert, select, tuple_
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from store.engine import POSTGRESQL
@@ -25,14 +28,20 @@ Fate = Literal["new", "repeat", "conflict"]
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A verified delivery, and the outbox row that it becomes if its key is new for its source."""
+    """A verified delivery, and the outbox rows that it becomes if its key is new for its source.
+
+    ``started_id`` and ``started_type`` are the id and type of the job that it starts, or the id and name of the saga;
+    only a saga that begins with parallel steps has several rows.
+    """
 
     webhook_id: str
     source: str
     idempotency_key: str
     fingerprint: str
     event: str | None
-    row: OutboxRow
+    started_id: str
+    started_type: str
+    rows: tuple[OutboxRow, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +57,10 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class WebhookRecord:
-    """A delivery that was accepted. Times are aware, in UTC."""
+    """A delivery that was accepted. Times are aware, in UTC.
+
+    ``job_id`` and ``job_type`` are those of the job that it started, or the id and name of the saga.
+    """
 
     webhook_id: str
     source: str
@@ -72,12 +84,32 @@ async def accept(
     # In the same order for everybody: two transactions that wait for each other's keys would be a deadlock.
     ordered = [firsts[key] for key in sorted(firsts)]
     new = await _claim(connection, ordered, now, retention)
-    rows = [values_of(arrival.row) for arrival in ordered if arrival.webhook_id in new]
+    rows = [values_of(row) for arrival in ordered if arrival.webhook_id in new for row in arrival.rows]
     if rows:
         await connection.execute(insert(outbox), rows)
     known = {key: (first.webhook_id, first.fingerprint) for key, first in firsts.items() if first.webhook_id in new}
     known |= await _stored(connection, [key for key in firsts if key not in known])
     return [_fate(arrival, *known[arrival.source, arrival.idempotency_key], new) for arrival in arrivals]
+
+
+async def accept_new(
+    connection: AsyncConnection, arrivals: Sequence[Arrival], now: datetime, retention: float = RETENTION
+) -> set[str]:
+    """Writes what is new in one statement, and returns the webhook ids of that. PostgreSQL alone, and a row for each.
+
+    `accept` is for the others. The same holds for both; but where ``connection`` commits each statement, what is
+    returned here is committed, after one round trip instead of four.
+    """
+    firsts: dict[tuple[str, str], Arrival] = {}
+    for arrival in arrivals:
+        firsts.setdefault((arrival.source, arrival.idempotency_key), arrival)
+    given = [firsts[key] for key in sorted(firsts)]  # in the order that `accept` has: see there
+    arrays = [[getattr(arrival, name) for arrival in given] for name in _OF_ARRIVAL]
+    arrays += [[getattr(arrival.rows[0], name) for arrival in given] for name in _OF_ROW]
+    arrays += [[_as_json(arrival.rows[0].headers) for arrival in given]]
+    times = (now, now + timedelta(seconds=retention))
+    result = await connection.exec_driver_sql(_ACCEPT_NEW, (*arrays, *times))
+    return set(result.scalars())
 
 
 async def find(connection: AsyncConnection, source: str, webhook_id: str) -> WebhookRecord:
@@ -117,8 +149,8 @@ def _values(arrival: Arrival, now: datetime, retention: float) -> dict[str, Any]
         "idempotency_key": arrival.idempotency_key,
         "fingerprint": arrival.fingerprint,
         "event": arrival.event,
-        "job_id": arrival.row.job_id,
-        "job_type": arrival.row.job_type,
+        "job_id": arrival.started_id,
+        "job_type": arrival.started_type,
         "received_at": now,
         "expires_at": now + timedelta(seconds=retention),
     }
@@ -133,3 +165,47 @@ async def _stored(connection: AsyncConnection, keys: list[tuple[str, str]]) -> d
         (source, key): (webhook_id, fingerprint)
         for source, key, webhook_id, fingerprint in (await connection.execute(found)).all()
     }
+
+
+def _as_json(headers: Any) -> str | None:
+    return None if headers is None else json.dumps(dict(headers))
+
+
+_OF_ARRIVAL: Final = ("webhook_id", "source", "idempotency_key", "fingerprint", "event", "started_id", "started_type")
+_OF_ROW: Final = tuple(name for name in OutboxRow.__dataclass_fields__ if name != "headers")
+
+
+def _accept_new_statement() -> str:
+    dialect: Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
+
+    def types(table: Table, *names: str) -> list[str]:
+        return [str(table.c[name].type.compile(dialect=dialect)) for name in names]
+
+    names = [*_OF_ARRIVAL, *_OF_ROW, "headers"]
+    told = [*_OF_ARRIVAL, "received_at", "expires_at"]
+    kept = [name.replace("started_", "job_") for name in told]
+    arrays = [
+        f"%s::{kind}[]" for kind in (*types(webhooks, *kept[: len(_OF_ARRIVAL)]), *types(outbox, *_OF_ROW, "headers"))
+    ]
+    key = ("source", "idempotency_key")
+    renewed = [f"{name} = excluded.{name}" for name in kept if name not in key]
+    queued = [*_OF_ROW, "headers"]
+    # The outbox row hangs on the key: both are written, or neither is.
+    return f"""
+    WITH given AS (
+        SELECT * FROM unnest({", ".join(arrays)}) WITH ORDINALITY AS given({", ".join(names)}, place),
+            (SELECT %s::timestamptz AS received_at, %s::timestamptz AS expires_at) AS times
+    ), mine AS (
+        INSERT INTO {webhooks.name} AS known ({", ".join(kept)}) SELECT {", ".join(told)} FROM given ORDER BY place
+        ON CONFLICT ({", ".join(key)}) DO UPDATE SET {", ".join(renewed)}
+            WHERE known.expires_at <= excluded.received_at
+        RETURNING webhook_id
+    ), queued AS (
+        INSERT INTO {outbox.name} ({", ".join(queued)}, created_at)
+        SELECT {", ".join(queued)}, received_at FROM given JOIN mine USING (webhook_id) ORDER BY place
+    )
+    SELECT webhook_id FROM mine
+    """  # noqa: S608 - of our own names alone
+
+
+_ACCEPT_NEW: Final = _accept_new_statement()

@@ -67,6 +67,11 @@ class Receiver:
         headers, body = signed(scheme, document, **options)
         return await self.post(f"/webhooks/{scheme}", body, headers)
 
+    async def status(self, webhook_id: str, source: str = "generic") -> Any:
+        """What became of a delivery, as operators ask."""
+        path = f"/webhooks/{source}/{webhook_id}"
+        return (await self.client.get(path, headers={"Authorization": f"Bearer {TOKEN}"})).json()
+
     async def raw(self, request: bytes, *, end: bool = False) -> bytes:
         """Bytes on the wire, and whatever is answered. ``end``: the sender hangs up after them."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
@@ -146,3 +151,11 @@ async def started(database: Database) -> list[Any]:
     """The rows of the outbox."""
     async with database.reading() as connection:
         return list((await connection.execute(select(outbox).order_by(outbox.c.id))).all())
+
+
+def problem(answer: Any, status: int) -> str:
+    """Checks that it is one, and returns what it says."""
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+    assert answer.json()["status"] == status
+    detail: str = answer.json()["detail"]
+    return detail

@@ -20,9 +20,10 @@ APP = "tests.ledger_app:app"
 
 
 class Workshop:
-    """A job type with its queue, and ``hareline worker`` for it as child processes."""
+    """A job type with its queue, and ``hareline worker`` for it as child processes, of ``app``."""
 
-    def __init__(self, lab: Lab, directory: Path, **options: Any) -> None:
+    def __init__(self, lab: Lab, directory: Path, app: str = APP, **options: Any) -> None:
+        self.app = app
         self.lab = lab
         self.directory = directory
         self.job_type: JobType[Any] = lab.job_type(payload=Work, **options)
@@ -38,7 +39,7 @@ class Workshop:
         with self.log.open("ab") as log:
             return await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "hareline", "worker", *arguments,
-                cwd=self.directory, env=self.lab.environment(APP, **self.environment, **more), stderr=log,
+                cwd=self.directory, env=self.lab.environment(self.app, **self.environment, **more), stderr=log,
             )  # fmt: skip
 
     @asynccontextmanager
@@ -77,6 +78,15 @@ class Workshop:
             return counts is not None and counts.ready == 0
 
         await until(empty, "the queue is empty")
+
+    async def paused(self) -> None:
+        """Waits until nobody consumes from the queue, and nothing of it is unsettled (then a consumer counts on)."""
+
+        async def nobody() -> bool:
+            counts = await self.lab.control.counts(self.lab.names.queue(self.job_type.name))
+            return counts is not None and counts.consumers == 0
+
+        await until(nobody, "nobody consumes")
 
     def logged(self, text: str) -> bool:
         return self.log.exists() and text in self.log.read_text(errors="replace")

@@ -56,7 +56,7 @@ BROKER: Final = (
 # What the broker writes on its way through dead-letter exchanges. A copy that kept them would be dropped as a cycle.
 _BROKER_HEADERS = ("x-death", "x-first-death", "x-last-death", "x-delivery-count", "x-acquired-count")
 
-_TRACE: Final = ("traceparent", "tracestate", "baggage")
+_ITS_OWN: Final = frozenset({*FAILURE, REPLAY, REPLACES, RECORD, SAGA, ITINERARY})
 
 CONTENT_TYPE: Final = "application/json"
 PERSISTENT: Final = 2
@@ -95,9 +95,10 @@ def address(names: Names, job_type: str, delay: float) -> tuple[str, str]:
     return names.level(ladder.entry_level(units)), ladder.routing_key(units, job_type)
 
 
-def trace_of(headers: Mapping[str, Any]) -> dict[str, str] | None:
-    """The trace context for what follows a message: of the current span, or else the message's own."""
-    return trace_headers() or {name: headers[name] for name in _TRACE if isinstance(headers.get(name), str)} or None
+def carried(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Headers for what follows a message of a saga: whose trace it is, and whatever else is not about the message."""
+    kept = {n: v for n, v in headers.items() if n not in _ITS_OWN and not n.startswith(_BROKER_HEADERS)}
+    return kept | (trace_headers() or {})
 
 
 def trace_headers() -> dict[str, str] | None:

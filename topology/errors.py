@@ -11,6 +11,10 @@ class SettingsError(HarelineError):
     """A setting is missing or makes no sense."""
 
 
+class DeclarationInvalid(SettingsError):
+    """What a setting declares, webhook sources above all, cannot be: its text names the file, the key and the cure."""
+
+
 class ContractError(HarelineError):
     """A job type, a retry policy or an app is declared in a way that cannot work."""
 

@@ -23,7 +23,8 @@ class Settings:
 
     ``broker_urls`` are tried in turn, for ever. ``management_url`` is None where the management API is not to
     be used: topology commands then see less, and say so. ``database_url`` is empty for the embedded SQLite file
-    `default_database_url`. Durations are seconds, sizes are bytes.
+    `default_database_url`. ``webhooks`` names a file of sources, or is JSON that declares them. Durations are
+    seconds, sizes are bytes.
     """
 
     broker_urls: tuple[str, ...] = (DEFAULT_BROKER_URL,)
@@ -42,6 +43,7 @@ class Settings:
     jobs_done_retention: float = 7 * 86_400.0
     jobs_failed_retention: float = 30 * 86_400.0
     dead_retention: float = 30 * 86_400.0
+    webhooks: str = field(default="", repr=False)
     webhooks_host: str = "127.0.0.1"
     webhooks_port: int = 8080
     webhooks_token: str = field(default="", repr=False)
@@ -85,6 +87,7 @@ class Settings:
             jobs_failed_retention=_seconds(env, "HARELINE_JOBS_FAILED_RETENTION", 30 * 86_400.0),
             dead_retention=_seconds(env, "HARELINE_DEAD_RETENTION", 30 * 86_400.0),
             inbox_retention=_seconds(env, "HARELINE_INBOX_RETENTION", 7 * 86400.0),
+            webhooks=env.get("HARELINE_WEBHOOKS", "").strip(),
             webhooks_host=env.get("HARELINE_WEBHOOKS_HOST") or "127.0.0.1",
             webhooks_port=_integer(env, "HARELINE_WEBHOOKS_PORT", 8080),
             webhooks_token=env.get("HARELINE_WEBHOOKS_TOKEN", "").strip(),

@@ -45,7 +45,7 @@ class Delivery:
 
 
 class Subscription:
-    """Consumes from the queue of one job type, with at most ``prefetch`` deliveries unsettled.
+    """Consumes from the queue of one job type, with at most ``prefetch`` deliveries unsettled; `adjust` changes that.
 
     ``on_delivery`` is called in the event loop for each. ``on_lost`` is called with the reason when the broker ends
     the consumer (queue deleted, leader moved) or the channel, while the connection lives on.
@@ -65,12 +65,14 @@ class Subscription:
         self.acks: Acks
         self._connection = connection
         self._prefetch = prefetch
+        self._room = prefetch
         self._on_delivery = on_delivery
         self._on_lost = on_lost
         self._channel: Channel | None = None
         self._tag: str | None = None
         self._closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._ended = False
+        self._turn = asyncio.Lock()
 
     @property
     def is_consuming(self) -> bool:
@@ -87,12 +89,31 @@ class Subscription:
         channel.add_on_cancel_callback(lambda _: self._end("the broker cancelled the consumer"))
         await self._answered(lambda done: channel.basic_qos(prefetch_count=self._prefetch, callback=done))
 
-    def resume(self) -> None:
-        """Consumes (again). Does nothing on a channel that is gone, or that consumes already."""
+    def resume(self, prefetch: int | None = None) -> None:
+        """Consumes (again), with another ``prefetch`` if one is given.
+
+        Does nothing on a channel that is gone, or that consumes already.
+        """
         channel = self._channel
         if channel is not None and channel.is_open and self._tag is None and not self._ended:
+            if prefetch is not None and prefetch != self._prefetch:
+                self._prefetch = prefetch
+                channel.basic_qos(prefetch_count=prefetch)  # for consumers from here on
+            self._room = self._prefetch + self.acks.outstanding  # what is here counts for the consumer before
             self._tag = channel.basic_consume(self.queue, _never)
             # Nothing to wait for: a refusal closes the channel, and on_lost says so.
+
+    async def adjust(self, wanted: Callable[[], int]) -> None:
+        """Consumes with ``wanted()`` as prefetch, or not where that is 0. Calls at the same time take turns."""
+        async with self._turn:
+            prefetch = wanted()
+            if prefetch and self.is_consuming and prefetch == self._prefetch:
+                return
+            await self.pause()
+            prefetch = wanted()  # it may have changed meanwhile
+            logger.debug("%s: at most %d at a time", self.queue, prefetch)
+            if prefetch:
+                self.resume(prefetch)
 
     async def pause(self) -> None:
         """Takes no further deliveries; what is here stays to be settled.
@@ -118,7 +139,7 @@ class Subscription:
     async def _nothing_is_coming(self) -> None:
         """Waits until the prefetch is used up, or the queue has had nothing for us for a while."""
         seen = -1
-        while seen != self.acks.outstanding < self._prefetch:
+        while seen != self.acks.outstanding < self._room:
             seen = self.acks.outstanding
             await asyncio.sleep(_QUIET)
 

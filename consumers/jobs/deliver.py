@@ -11,14 +11,15 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Annotated, Final
+from urllib.parse import urlsplit
 
 import httpx
 from pydantic import AwareDatetime, BaseModel, Field, JsonValue
 
 from consumers.job import Job
 from consumers.jobs import Handlers
-from consumers.outcome import Permanent, Transient
-from consumers.retry import retry_after
+from consumers.jobs.answer import asking, judge
+from consumers.outcome import Permanent
 from producers.webhooks.schemes import SCHEMES, standard_headers
 from topology.contract import JobType, Retry
 from topology.errors import SettingsError
@@ -58,8 +59,8 @@ class Endpoint:
     secrets: Sequence[str] = field(repr=False)
 
     def __post_init__(self) -> None:
-        if not self.url.startswith(("http://", "https://")):
-            raise SettingsError("a webhook endpoint needs an http(s) address")
+        if not _is_address(self.url):  # not shown: it may hold a token
+            raise SettingsError("a webhook endpoint needs an http(s) address, with a host and a port that there can be")
         if isinstance(self.secrets, str) or not self.secrets:
             raise SettingsError("a webhook endpoint needs secrets=[...]: unsigned deliveries would be refused")
         for secret in self.secrets:
@@ -114,18 +115,15 @@ async def deliver(payload: Outgoing, job: Job, client: httpx.AsyncClient, endpoi
     about = {"type": payload.event, "timestamp": payload.timestamp.isoformat(), "data": payload.data}
     body = json.dumps(about, separators=(",", ":")).encode()
     signature = standard_headers(list(endpoint.secrets), body, delivery_id=job.id, now=time.time())
+    headers = {"Content-Type": "application/json", **signature}
+    with asking(payload.endpoint, discreet=True):
+        answer = await client.post(endpoint.url, content=body, headers=headers)
+    judge(answer, payload.endpoint, longest_wait=endpoints.longest_wait, hopeless=_HOPELESS.__contains__)
+
+
+def _is_address(url: str) -> bool:
     try:
-        answer = await client.post(
-            endpoint.url, content=body, headers={"Content-Type": "application/json", **signature}
-        )
-    except httpx.TransportError as error:
-        raise Transient(f"{payload.endpoint}: {type(error).__name__}") from error
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise Permanent(f"{payload.endpoint}: {type(error).__name__}") from error
-    if answer.is_success:
-        return
-    finding = f"{payload.endpoint}: {answer.status_code} {answer.reason_phrase}".rstrip()
-    if answer.status_code in _HOPELESS:
-        raise Permanent(f"{finding}: {answer.text[:200]}")
-    wait = retry_after(answer.headers.get("Retry-After"), datetime.now(UTC))
-    raise Transient(finding, after=None if wait is None else min(wait, endpoints.longest_wait))
+        parts = urlsplit(url)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False

@@ -9,6 +9,7 @@ from __future__ import annotations
 import email.utils
 import uuid
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from email.message import EmailMessage
 from typing import Annotated, Final, Literal
@@ -16,6 +17,7 @@ from typing import Annotated, Final, Literal
 import aiosmtplib
 from pydantic import BaseModel, EmailStr, Field
 
+from consumers.breaker import Breaker
 from consumers.job import Job
 from consumers.jobs import Handlers
 from consumers.outcome import Permanent, Transient
@@ -79,12 +81,19 @@ class SmtpServer:
         )
 
 
-def register(app: Handlers, server: SmtpServer, job_type: JobType[Email] = send_email) -> None:
-    """Gives ``app`` the handler. ``job_type`` may be a copy with another retry policy or timeout."""
+def register(
+    app: Handlers, server: SmtpServer, job_type: JobType[Email] = send_email, *, breaker: Breaker | None = None
+) -> None:
+    """Gives ``app`` the handler. ``job_type`` may be a copy with another retry policy or timeout.
 
-    @app.handler(job_type)
+    ``breaker`` guards the service: while it is open none of the jobs is consumed.
+    """
+    guard = nullcontext() if breaker is None else breaker
+
+    @app.handler(job_type, breaker=() if breaker is None else breaker)
     async def handle(payload: Email, job: Job) -> None:
-        await send(payload, job, server)
+        async with guard:
+            await send(payload, job, server)
 
 
 async def send(payload: Email, job: Job, server: SmtpServer) -> None:

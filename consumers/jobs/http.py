@@ -5,22 +5,20 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 
 import httpx
 from pydantic import BaseModel, Field, JsonValue
 
+from consumers.breaker import Breaker
 from consumers.job import Job
 from consumers.jobs import Handlers
-from consumers.outcome import Permanent, Transient
-from consumers.retry import retry_after
+from consumers.jobs.answer import asking, finding, judge
+from consumers.outcome import Permanent
 from topology.contract import JobType, Retry
 from topology.errors import SettingsError
-
-_LATER: Final = {408, 425, 429}
-"""The only 4xx answers that say "not now" rather than "not like this"."""
 
 
 class Sync(BaseModel):
@@ -66,13 +64,21 @@ class HttpApi:
         )
 
 
-def register(app: Handlers, api: HttpApi, job_type: JobType[Sync] = sync_document) -> None:
-    """Gives ``app`` the handler. ``job_type`` may be a copy with another retry policy or timeout."""
+def register(
+    app: Handlers, api: HttpApi, job_type: JobType[Sync] = sync_document, *, breaker: Breaker | None = None
+) -> None:
+    """Gives ``app`` the handler. ``job_type`` may be a copy with another retry policy or timeout.
+
+    ``breaker`` guards the service: while it is open none of the jobs is consumed.
+    """
     client = functools.cache(api.client)  # made by the first job: one per process, and none in a producer
 
-    @app.handler(job_type)
+    guard = nullcontext() if breaker is None else breaker
+
+    @app.handler(job_type, breaker=() if breaker is None else breaker)
     async def handle(payload: Sync, job: Job) -> None:
-        await sync(payload, job, client(), api)
+        async with guard:
+            await sync(payload, job, client(), api)
 
 
 async def sync(payload: Sync, job: Job, client: httpx.AsyncClient, api: HttpApi) -> None:
@@ -84,20 +90,12 @@ async def sync(payload: Sync, job: Job, client: httpx.AsyncClient, api: HttpApi)
     would hide that for hours; in the dead-letter queue it is seen, and can be replayed.
     """
     headers = {"Idempotency-Key": job.idempotency_key, "X-Job-Id": job.id}
-    try:
+    what = f"{payload.method} {payload.path}"
+    with asking(what):
         answer = await client.request(payload.method, payload.path, json=payload.document, headers=headers)
-    except httpx.TransportError as error:
-        raise Transient(f"{payload.method} {payload.path}: {str(error) or type(error).__name__}") from error
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        raise Permanent(f"{payload.method} {payload.path}: {str(error) or type(error).__name__}") from error
-    finding = f"{payload.method} {payload.path}: {answer.status_code} {answer.reason_phrase}".rstrip()
-    if answer.status_code in _LATER or answer.is_server_error:
-        wait = retry_after(answer.headers.get("Retry-After"), datetime.now(UTC))
-        raise Transient(finding, after=None if wait is None else min(wait, api.longest_wait))
-    if not answer.is_success:
-        raise Permanent(f"{finding}: {answer.text[:200]}")
+    judge(answer, what, longest_wait=api.longest_wait)
     if answer.content and not _is_json(answer.content):
-        raise Permanent(f"{finding}: the body is not JSON: {answer.text[:200]}")
+        raise Permanent(f"{finding(answer, what)}: the body is not JSON: {answer.text[:200]}")
 
 
 def _is_json(content: bytes) -> bool:

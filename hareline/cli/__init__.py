@@ -10,7 +10,7 @@ from typing import Final
 import click
 
 from hareline import __version__
-from topology.errors import HarelineError
+from topology.errors import DeclarationInvalid, HarelineError
 
 COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "broker": ("hareline.cli.broker:broker", "Run a private RabbitMQ node in the foreground."),
@@ -23,6 +23,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "schedule": ("hareline.cli.schedule:schedule", "Make, list, cancel, pause and run schedules."),
     "scheduler": ("hareline.cli.scheduler:scheduler", "Issue the jobs of schedules that fall due."),
     "relay": ("hareline.cli.relay:relay", "Publish what is committed in the outbox."),
+    "status": ("hareline.cli.status:status", "Show queues and breakers, and what is wrong with them."),
     "topology": ("hareline.cli.topology:topology", "Show, plan, apply, verify and migrate the topology."),
     "webhooks": ("hareline.cli.webhooks:webhooks", "Receive webhooks over HTTP."),
     "worker": ("hareline.cli.worker:worker", "Work off the queues of job types."),
@@ -69,9 +70,9 @@ def cli() -> None:
 
 
 def main() -> None:
-    """The entry point: errors go to standard error in one sentence, with exit code 1."""
+    """The entry point: errors go to standard error in one sentence, with exit code 1; bad declarations with 2."""
     try:
         cli(prog_name="hareline")
     except HarelineError as error:
         click.echo(f"hareline: {error}", err=True)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, DeclarationInvalid) else 1)

@@ -98,7 +98,7 @@ def show(app: str | None, form: str, as_json: bool, asyncapi: bool, schemas: boo
     """Show what the code wants on the broker, which depends on the broker's version."""
     settings = Settings.from_env()
     loaded = load_app(app or settings.app)
-    job_types = loaded.job_types
+    job_types = loaded.job_types_with(settings)
     if asyncapi and schemas:
         raise click.UsageError("--asyncapi and --schemas are two documents: ask for one")
     if asyncapi:
@@ -246,9 +246,10 @@ class _Report:
 @asynccontextmanager
 async def _session(app: str | None, settings: Settings) -> AsyncIterator[_Session]:
     loaded = load_app(app or settings.app)
+    job_types = loaded.job_types_with(settings)
     async with await _connect(settings) as control:
         yield _Session(
-            derive(loaded.job_types, control.capabilities, settings.namespace, loaded.undos),
+            derive(job_types, control.capabilities, settings.namespace, loaded.undos),
             control,
             Management.from_settings(settings, control.url),
             settings,

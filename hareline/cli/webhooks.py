@@ -18,7 +18,6 @@ import uvicorn
 
 from hareline.cli.loading import load_app
 from hareline.services import run_service
-from producers.webhooks.delivery import Signing
 from producers.webhooks.receiver import WebhookReceiver
 from producers.webhooks.source import WebhookSource
 from store import schema
@@ -46,16 +45,20 @@ Examples:
 @click.option("--port", type=click.IntRange(0, 65535), help="Without it: HARELINE_WEBHOOKS_PORT, 8080 by default.")
 @click.pass_context
 def webhooks(context: click.Context, host: str | None, port: int | None) -> None:
-    """Serve POST /webhooks/{source} for the App(webhooks=[...]) of HARELINE_APP, until SIGTERM or Ctrl-C.
+    """Serve POST /webhooks/{source} for the App(webhooks=[...]) of HARELINE_APP and the sources of HARELINE_WEBHOOKS.
+
+    It ends on SIGTERM or Ctrl-C.
 
     A delivery that is answered with 202 is committed, and `hareline relay` publishes it. Any number may run at once.
     """
     if context.invoked_subcommand is not None:
         return
     settings = Settings.from_env()
-    sources = load_app(settings.app).webhooks
+    sources = load_app(settings.app).webhooks_with(settings)
     if not sources:
-        raise SettingsError(f"{settings.app} has no webhooks: declare App(webhooks=[WebhookSource(...)])")
+        raise SettingsError(
+            f"{settings.app} has no webhooks: declare App(webhooks=[WebhookSource(...)]), or set HARELINE_WEBHOOKS"
+        )
     receiver = WebhookReceiver(sources, settings)  # a source without a secret is refused before anything is opened
     listening = _listen(
         settings.webhooks_host if host is None else host, settings.webhooks_port if port is None else port
@@ -77,13 +80,7 @@ def send(source_name: str, body: str, event: str, delivery_id: str | None, url: 
     """
     settings = Settings.from_env()
     source = _source(settings, source_name)
-    rules = source.rules
-    if not isinstance(rules, Signing):
-        raise OptionInvalid(f"the scheme of '{source_name}' cannot sign: give it sign(), as hareline's own have")
-    assert source.secrets
-    signature, content = rules.sign(
-        source.secrets[0], body.encode(), event=event, delivery_id=delivery_id or new_id(), now=time.time()
-    )
+    signature, content = source.sign(body.encode(), event=event, delivery_id=delivery_id or new_id(), now=time.time())
     headers = {"Content-Type": "application/json", **signature}
     base = url or f"http://{settings.webhooks_host}:{settings.webhooks_port}"
     target = f"{base.rstrip('/')}/webhooks/{source_name}"
@@ -154,7 +151,7 @@ def _address(listening: socket.socket) -> str:
 
 
 def _source(settings: Settings, name: str) -> WebhookSource:
-    sources = {source.name: source for source in load_app(settings.app).webhooks}
+    sources = {source.name: source for source in load_app(settings.app).webhooks_with(settings)}
     if name not in sources:
         raise OptionInvalid(f"there is no webhook source '{name}'; this app has: {', '.join(sources) or 'none'}")
     return sources[name].armed(settings.extra)

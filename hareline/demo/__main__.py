@@ -21,7 +21,8 @@ from hareline.broker import Broker, BrokerUnavailable, find_broker
 from hareline.demo.ledger import Ledger
 from hareline.demo.plan import plan
 from hareline.demo.run import STEADY_RATE, Finding, Run
-from hareline.demo.screen import Screen, deaths_table, final_table, legend, times, where
+from hareline.demo.screen import Screen, deaths_table, final_table, legend, shop_table, times, where
+from hareline.demo.shop import ShopBooks
 from hareline.demo.workers import WorkersFailed
 from topology.errors import HarelineError
 from topology.settings import Settings
@@ -101,17 +102,19 @@ class Demo:
         console.print(legend(STEADY_RATE))
         console.print()
         console.print(deaths_table(ledger.deaths()))
-        good = finding.is_good(ledger)
-        self._verdict(good, finding)
+        console.print(shop_table(finding.shop.balance))
+        self._verdict(finding)
+        self._shop_verdict(finding.shop)
         console.print(where(self._directory / "logs"), markup=False, soft_wrap=True)
+        good = finding.is_good(ledger)
         if json_path is not None:
             json_path.write_text(json.dumps(self._document(finding, good), indent=2) + "\n", encoding="utf-8")
         return good
 
-    def _verdict(self, good: bool, finding: Finding) -> None:
+    def _verdict(self, finding: Finding) -> None:
         console, ledger = self._console, self._ledger
         count = f"{len(ledger.entries):,}"
-        if good:
+        if finding.jobs_are_good(ledger):
             kills = sum(finding.kills.values())
             console.print(
                 f"[bold green]✓[/] All {count} jobs ended exactly where they had to, in "
@@ -125,6 +128,22 @@ class Demo:
                 console.print(f"  {what}: {len(ids):,}, for example {', '.join(ids[:5])}", markup=False)
         if finding.waiting:
             console.print(f"  still in queues: {finding.waiting:,}")
+
+    def _shop_verdict(self, shop: ShopBooks) -> None:
+        console = self._console
+        failed = ", ".join(f"{name} {number}" for name, number in shop.failed_at.items())
+        if shop.is_good:
+            console.print(
+                f"[bold green]✓[/] The shop's books balance to the cent after {shop.seconds:.0f} s: its tables, the "
+                "saga log, the\n  payment provider and the ERP agree. "
+                f"Orders undone, by the step that failed: {failed}."
+            )
+            return
+        console.print("[bold red]✗ The shop did not come out as it must.[/]")
+        for difference in shop.balance["differences"]:
+            console.print(f"  {difference}", markup=False)
+        answers = ", ".join(f"{status}: {number}" for status, number in shop.answers.items())
+        console.print(f"  webhooks answered {answers}; failed: {failed}; replayed: {shop.replayed}", markup=False)
 
     def _say_what_runs(self) -> None:
         self._console.print()

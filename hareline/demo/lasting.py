@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import signal
-import sys
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Mapping
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from consumers.jobs.email import Email
+from hareline.demo.background import Background, until
 from hareline.demo.contracts import JOB_TYPES, send_email
 from hareline.demo.errand import Errand, run_errand
 from hareline.demo.screen import Screen
@@ -29,9 +25,7 @@ from topology.settings import Settings
 ROLES: Final = ("relay", "scheduler", "recorder")
 WORKERS: Final = {"email.send": "hareline.demo.app:app", "demo.poison": "hareline.demo.errand_app:app"}
 FIRINGS: Final = 3
-_DEADLINE: Final = 60.0
-_TICK: Final = 0.05
-_GRACE: Final = 15.0
+_APP: Final = "hareline.demo.app:app"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +63,10 @@ class LastingPart:
     ) -> None:
         self._settings = settings
         self._url = f"sqlite:///{directory / 'hareline.db'}"
-        self._logs = directory / "logs"
         self._world = world
         self._screen = screen
-        self._environment = {**environment, "HARELINE_DATABASE_URL": self._url}
+        roles = {**environment, "HARELINE_DATABASE_URL": self._url}
+        self._background = Background(directory / "logs", roles, "with-database")
 
     async def go(self, deaths: int) -> Lasting:
         """All of it; ``deaths`` is how many dead letters the recorder must find."""
@@ -81,9 +75,9 @@ class LastingPart:
             await upgrade(database)
             async with AsyncExitStack() as stack:
                 for role in ROLES:
-                    await stack.enter_async_context(self._process(role))
+                    await stack.enter_async_context(self._background.hareline(role, app=_APP))
                 for job_type, app in WORKERS.items():
-                    await stack.enter_async_context(self._process("worker", job_type, app=app))
+                    await stack.enter_async_context(self._background.hareline("worker", job_type, app=app))
                 firings = await self._schedule(database)
                 committed, rolled_back = await self._transactions(database)
                 webhooks = await self._webhooks()
@@ -98,7 +92,7 @@ class LastingPart:
             record = await schedules.schedule_every(
                 send_email, Email(to=address, subject="A second has passed", text="Tick."), every=1.0
             )
-            await self._until(lambda: self._mails_to(address) >= FIRINGS)
+            await until(lambda: self._mails_to(address) >= FIRINGS)
             await schedules.cancel(record.id)
         self._screen.step(f"a schedule fired {self._mails_to(address)} times, one mail a second, and was cancelled")
         return self._mails_to(address)
@@ -112,7 +106,7 @@ class LastingPart:
                 raise _RolledBack
         async with database.transaction() as connection:
             committed = await producer.enqueue(run_errand, Errand(), connection=connection)
-        await self._until(lambda: self._world.errand_ran(committed))
+        await until(lambda: self._world.errand_ran(committed))
         ran = self._world.errand_ran(committed), self._world.errand_ran(rolled_back)
         self._screen.step(
             f"a job in a committed transaction {'ran' if ran[0] else 'did not run'}, "
@@ -122,8 +116,9 @@ class LastingPart:
 
     async def _webhooks(self) -> Deliveries:
         arguments = ("webhooks", "--port", "0")
-        senders = Senders(self._log(arguments), self._until, self._mails_to)
-        async with self._process(*arguments, app="hareline.demo.shop_app:app", more=senders.environment):
+        senders = Senders(self._background.log(arguments), until, self._mails_to)
+        receiver = "hareline.demo.webhooks_app:app"
+        async with self._background.hareline(*arguments, app=receiver, more=senders.environment):
             found = await senders.go()
         self._screen.step(str(found))
         return found
@@ -135,7 +130,7 @@ class LastingPart:
             async def recorded() -> bool:
                 return await desk.count() >= deaths
 
-            await self._until(recorded)
+            await until(recorded)
             count = await desk.count()
             page = await desk.list(DeadLetterFilters(type=send_email.name), limit=1)
             if not page.items:
@@ -143,7 +138,7 @@ class LastingPart:
             [letter] = page.items
             payload = Email.model_validate_json(letter.body).model_copy(update={"to": address})
             await desk.edit(letter.id, payload)
-            await self._until(lambda: self._mails_to(address) > 0)
+            await until(lambda: self._mails_to(address) > 0)
         success = self._mails_to(address) == 1
         self._screen.step(
             f"{count} dead letters are on the desk; one, to no such mailbox, was given another address and replayed: "
@@ -153,39 +148,3 @@ class LastingPart:
 
     def _mails_to(self, address: str) -> int:
         return self._world.mail.taken_for(address)
-
-    async def _until(self, condition: Callable[[], bool | Awaitable[bool]]) -> None:
-        """Waits until it holds or the deadline is over; who asks looks again for itself."""
-        end = time.monotonic() + _DEADLINE
-        while time.monotonic() < end:
-            holds = condition()
-            if holds if isinstance(holds, bool) else await holds:
-                return
-            await asyncio.sleep(_TICK)
-
-    def _log(self, arguments: Sequence[str]) -> Path:
-        return self._logs / f"{'-'.join(arguments)}-with-database.log"
-
-    @asynccontextmanager
-    async def _process(
-        self, *arguments: str, app: str = "hareline.demo.app:app", more: Mapping[str, str] | None = None
-    ) -> AsyncIterator[None]:
-        with self._log(arguments).open("ab") as output:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "hareline", *arguments),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env={**os.environ, **self._environment, **(more or {}), "HARELINE_APP": app},
-                start_new_session=True,
-            )
-            try:
-                yield
-            finally:
-                with suppress(ProcessLookupError):
-                    process.send_signal(signal.SIGTERM)
-                try:
-                    await asyncio.wait_for(process.wait(), _GRACE)
-                except TimeoutError:
-                    process.kill()
-                    await process.wait()

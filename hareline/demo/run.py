@@ -14,6 +14,7 @@ from hareline.demo.lasting import Lasting, LastingPart
 from hareline.demo.ledger import Ledger
 from hareline.demo.plan import Planned
 from hareline.demo.screen import Screen
+from hareline.demo.shop import ShopBooks, ShopPart
 from hareline.demo.watch import Watch
 from hareline.demo.workers import Workers, WorkersFailed
 from hareline.demo.world import World
@@ -38,11 +39,16 @@ class Finding:
     kills: dict[str, int]
     seconds: float
     lasting: Lasting
+    shop: ShopBooks
 
-    def is_good(self, ledger: Ledger) -> bool:
+    def jobs_are_good(self, ledger: Ledger) -> bool:
         """Whether every job ended exactly where the plan says, and nothing is left."""
         whole = not (ledger.astray or ledger.lost or ledger.strangers or self.waiting)
         return whole and self.lasting.is_good(ledger.dead)
+
+    def is_good(self, ledger: Ledger) -> bool:
+        """Whether the shop's books balance, too."""
+        return self.jobs_are_good(ledger) and self.shop.is_good
 
 
 class Run:
@@ -81,12 +87,14 @@ class Run:
             try:
                 created = await watch.apply_topology()
                 self._screen.step(f"topology applied: {created} exchanges, queues and bindings")
-                return await self._with_workers(watch, began, linger)
+                return await self._with_workers(watch, began, linger, remove=remove)
             finally:
                 if remove:
                     await watch.remove_topology()
 
-    async def _with_workers(self, watch: Watch, began: float, linger: Callable[[Finding], Any] | None) -> Finding:
+    async def _with_workers(
+        self, watch: Watch, began: float, linger: Callable[[Finding], Any] | None, *, remove: bool
+    ) -> Finding:
         try:
             async with watch.reports(self._ledger.report), self._workers().running() as workers:
                 await self._up(watch)
@@ -100,7 +108,10 @@ class Run:
                 self._ledger.dead_letters(await watch.dead_letters())
                 seconds, waiting = time.monotonic() - began, await watch.waiting()
                 lasting = await self._lasting().go(self._ledger.dead)
-                finding = Finding(waiting, dict(workers.restarts), dict(workers.kills), seconds, lasting)
+                shop = await ShopPart(self._settings, self._directory, self._screen, self._environment()).go(
+                    remove=remove
+                )
+                finding = Finding(waiting, dict(workers.restarts), dict(workers.kills), seconds, lasting, shop)
                 if linger is not None:
                     await linger(finding)
                 return finding

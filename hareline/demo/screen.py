@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import textwrap
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -168,6 +168,29 @@ def deaths_table(deaths: Sequence[Deaths]) -> Table:
             line.job_type, line.reason, f"{line.count:,}", escape(textwrap.shorten(line.error, 70, placeholder=" ..."))
         )
     return table
+
+
+def shop_table(balance: Mapping[str, Any]) -> Table:
+    """The shop's books: in each line, the first number less the second is the third. Money is in cents."""
+    table = Table(box=box.SIMPLE_HEAD, title="The shop's books", title_style="bold", pad_edge=False, show_header=False)
+    table.add_column(style="cyan", no_wrap=True)
+    for _ in range(3):
+        table.add_column(justify="right", no_wrap=True)
+    table.add_column()
+    for name, *columns in _SHOP:
+        numbers = [balance[column] for column, _ in columns]
+        shown = (f"{number / 100:,.2f}" if name == "money" else f"{number:,}" for number in numbers)
+        cells = (f"[dim]{text}[/] {number}" for number, (_, text) in zip(shown, columns, strict=True))
+        total, less, left = numbers
+        table.add_row(name, *cells, "[bold green]✓[/]" if total - less == left else "[bold red]✗[/]")
+    return table
+
+
+_SHOP: Final = (
+    ("orders", ("orders", "came"), ("compensated", "compensated"), ("completed", "completed")),
+    ("stock", ("stock_before", "before"), ("stock_sold", "sold"), ("stock_now", "now")),
+    ("money", ("charged", "charged"), ("refunded", "refunded"), ("earned", "earned")),
+)
 
 
 def where(logs: Path) -> str:

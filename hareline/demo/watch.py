@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
+from consumers.report_batch import read_batch
 from hareline.demo.contracts import JOB_TYPES
 from topology import envelope
 from topology.apply import apply
+from topology.contract import JobType
 from topology.control import Control
 from topology.events import JobEvent
 from topology.settings import Settings
@@ -35,19 +36,23 @@ class DeadLetter:
 class Watch:
     """The control connection of the demo."""
 
-    def __init__(self, control: Control, settings: Settings) -> None:
+    def __init__(
+        self, control: Control, settings: Settings, job_types: Iterable[JobType[Any]], undos: Iterable[JobType[Any]]
+    ) -> None:
         self._control = control
         self._settings = settings
-        self._spec: Spec = derive(JOB_TYPES, control.capabilities, settings.namespace)
+        self._spec: Spec = derive(job_types, control.capabilities, settings.namespace, undos)
         self._names = self._spec.names
         self._not_jobs = {self._names.dlq, self._names.records, self._names.records_failed}
 
     @classmethod
     @asynccontextmanager
-    async def connected(cls, settings: Settings) -> AsyncIterator[Watch]:
+    async def connected(
+        cls, settings: Settings, job_types: Iterable[JobType[Any]] = JOB_TYPES, undos: Iterable[JobType[Any]] = ()
+    ) -> AsyncIterator[Watch]:
         """Connects for the time of the block."""
         async with await Control.connect(settings.broker_urls, name="hareline demo") as control:
-            yield cls(control, settings)
+            yield cls(control, settings, job_types, undos)
 
     async def apply_topology(self) -> int:
         """Creates the demo's exchanges, queues and bindings; returns how many were missing."""
@@ -66,7 +71,7 @@ class Watch:
         """Calls ``on_report`` with every event that producers and workers report during the block."""
 
         async def take(message: Any) -> None:
-            for row in json.loads(message.body)["events"]:
+            for row in read_batch(message.body).events:
                 on_report(JobEvent(*row))
 
         async with self._control.channel("listening to reports") as channel:

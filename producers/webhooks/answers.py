@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
@@ -29,6 +30,12 @@ class Problem(JSONResponse):
 def unavailable(detail: str, seconds: int = RETRY_AFTER) -> Problem:
     """503: nothing was stored, the same request may succeed later."""
     return Problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, {"Retry-After": str(seconds)})
+
+
+def too_many(seconds: float) -> Problem:
+    """429: nothing was stored, and there is room again in ``seconds``."""
+    headers = {"Retry-After": str(max(1, math.ceil(seconds)))}
+    return Problem(HTTPStatus.TOO_MANY_REQUESTS, "more deliveries came than this source may send", headers)
 
 
 def accepted(webhook_id: str, *, replayed: bool) -> JSONResponse:

@@ -7,18 +7,22 @@ import json
 from email.message import Message as MimeHeaders
 from typing import Any, Final, NoReturn
 
+from producers.orders import saga_order
 from producers.webhooks.catchall import webhook_received
 from producers.webhooks.delivery import Delivery, Identity
 from producers.webhooks.source import WebhookSource
 from store.outbox import OutboxRow
 from store.webhooks import Arrival
-from topology.contract import DEFAULT_PRIORITY
+from topology.contract import DEFAULT_PRIORITY, JobType
+from topology.saga import Saga
+from topology.spec import Names
 
 WEBHOOK_ID: Final = "hareline-webhook-id"
 WEBHOOK_SOURCE: Final = "hareline-webhook-source"
 WEBHOOK_EVENT: Final = "hareline-webhook-event"
 """Headers of the job that a delivery starts: `job.headers` has them."""
 
+ORIGIN: Final = "webhook"
 _LONGEST_NAME: Final = 200
 _BOM: Final = b"\xef\xbb\xbf"
 _UTF8: Final = {"utf-8", "utf8", "us-ascii", "ascii"}
@@ -34,8 +38,7 @@ def parsed(delivery: Delivery) -> Any:
         text = delivery.body.removeprefix(_BOM).decode()
     except UnicodeDecodeError:
         raise BodyInvalid("the body is not UTF-8") from None
-    charset = _charset(delivery.header("Content-Type") or "")
-    if charset not in _UTF8 and not text.isascii():
+    if not text.isascii() and _charset(delivery.header("Content-Type") or "") not in _UTF8:
         raise BodyInvalid("the body is declared to be in a charset other than UTF-8, which JSON is not sent in")
     try:
         return json.loads(text, parse_constant=_refuse)
@@ -45,31 +48,41 @@ def parsed(delivery: Delivery) -> Any:
         raise BodyInvalid("the body is not JSON") from None
 
 
-def arrival_of(source: WebhookSource, delivery: Delivery, identity: Identity, webhook_id: str, job_id: str) -> Arrival:
-    """What is to be stored. The job gets the body as it came, byte for byte."""
+def arrival_of(
+    source: WebhookSource, delivery: Delivery, identity: Identity, webhook_id: str, started_id: str, now: float
+) -> Arrival:
+    """What is to be stored; ``now`` is Unix seconds. The job, or saga, gets the body as it came, byte for byte."""
     event = identity.event if identity.event is not None and _is_plain(identity.event) else None
-    job_type = source.starts(event)
+    started = source.starts(event)
     body = delivery.body.removeprefix(_BOM)
     headers = {WEBHOOK_ID: webhook_id, WEBHOOK_SOURCE: source.name}
     if event is not None:
         headers[WEBHOOK_EVENT] = event
-    if job_type is None:
-        job_type = webhook_received
-        about = {"source": source.name, "event": event, "webhook_id": webhook_id}
-        # Not parsed and written anew: numbers would come out differently.
-        body = json.dumps(about).encode()[:-1] + b', "body": ' + body + b"}"
-    row = OutboxRow(
+    if isinstance(started, Saga):
+        order = saga_order(Names(""), started.slip(started_id, now), body, headers)
+        rows, name = order.rows(ORIGIN), started.name  # which exchange it is for the relay knows
+    else:
+        if started is None:
+            started = webhook_received
+            about = {"source": source.name, "event": event, "webhook_id": webhook_id}
+            # Not parsed and written anew: numbers would come out differently.
+            body = json.dumps(about).encode()[:-1] + b', "body": ' + body + b"}"
+        rows, name = [_job_row(started, started_id, body, webhook_id, headers)], started.name
+    fingerprint = delivery.body if identity.fingerprint is None else identity.fingerprint
+    key, digest = _key(identity.delivery_id, webhook_id), hashlib.sha256(fingerprint).hexdigest()
+    return Arrival(webhook_id, source.name, key, digest, event, started_id, name, tuple(rows))
+
+
+def _job_row(job_type: JobType[Any], job_id: str, body: bytes, webhook_id: str, headers: dict[str, str]) -> OutboxRow:
+    return OutboxRow(
         job_id=job_id,
         job_type=job_type.name,
         body=body,
-        origin="webhook",
+        origin=ORIGIN,
         priority=DEFAULT_PRIORITY if job_type.priority else None,
         correlation_id=webhook_id,
         headers=headers,
     )
-    fingerprint = delivery.body if identity.fingerprint is None else identity.fingerprint
-    key = _key(identity.delivery_id, webhook_id)
-    return Arrival(webhook_id, source.name, key, hashlib.sha256(fingerprint).hexdigest(), event, row)
 
 
 def _key(delivery_id: str | None, webhook_id: str) -> str:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Final
 
 from store.engine import Database
-from store.webhooks import Arrival, Kept, accept
+from store.webhooks import Arrival, Kept, accept, accept_new
 from topology.errors import DatabaseUnavailable, StoreError
 
 _BATCH: Final = 200
+_GATHER: Final = 0.005
+"""Seconds from one commit's beginning to the next one's, where deliveries come closer than that: they share one."""
 PATIENCE: Final = 10.0
 """Seconds that a transaction may take. A sender that gets no answer by then repeats the delivery anyway."""
 
@@ -31,6 +34,7 @@ class Journal:
         self._patience = patience
         self._waiting: deque[_Waiting] = deque()
         self._writer: asyncio.Task[None] | None = None
+        self._began = 0.0
 
     async def accept(self, arrival: Arrival) -> Kept:
         """The fate of ``arrival``, committed. Raises StoreError: then nobody may be told that it is accepted."""
@@ -42,9 +46,12 @@ class Journal:
 
     async def _write(self) -> None:
         while self._waiting:
+            if (pause := self._began + _GATHER - time.monotonic()) > 0 and len(self._waiting) < _BATCH:
+                await asyncio.sleep(pause)
+            self._began = time.monotonic()
             batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
             try:
-                self._resolve(batch, await self._commit([arrival for arrival, _ in batch]))
+                await self._settle(batch)
             except StoreError as error:
                 # Those that came meanwhile would wait as long for the same answer.
                 self._fail([*batch, *self._waiting], error)
@@ -52,12 +59,29 @@ class Journal:
             except Exception as error:  # noqa: BLE001 - whatever it is, the waiting must be told
                 await self._one_by_one(batch, error)
 
-    async def _commit(self, arrivals: Sequence[Arrival]) -> list[Kept]:
+    async def _settle(self, batch: Sequence[_Waiting]) -> None:
+        """Resolves each as soon as it is committed. Raises what keeps the rest of them from that."""
         try:
-            async with asyncio.timeout(self._patience), self._database.transaction() as connection:
-                return await accept(connection, arrivals, self._clock(), self._retention)
+            async with asyncio.timeout(self._patience):
+                if self._database.is_postgresql:
+                    batch = await self._without_new(batch)
+                if batch:
+                    async with self._database.transaction() as connection:
+                        kept = await accept(
+                            connection, [arrival for arrival, _ in batch], self._clock(), self._retention
+                        )
+                    self._resolve(batch, kept)
         except TimeoutError as error:
             raise DatabaseUnavailable(f"no answer within {self._patience:g} s") from error
+
+    async def _without_new(self, batch: Sequence[_Waiting]) -> Sequence[_Waiting]:
+        """Nearly all are new, and these take one round trip; returns those that are not."""
+        plain = [arrival for arrival, _ in batch if len(arrival.rows) == 1]
+        async with self._database.statements() as connection:
+            new = await accept_new(connection, plain, self._clock(), self._retention)
+        mine = [waiting for waiting in batch if waiting[0].webhook_id in new]
+        self._resolve(mine, [Kept(arrival.webhook_id, "new") for arrival, _ in mine])
+        return batch if not mine else [waiting for waiting in batch if waiting[0].webhook_id not in new]
 
     async def _one_by_one(self, batch: list[_Waiting], error: Exception) -> None:
         """One that cannot be written must not take the others with it."""
@@ -65,8 +89,10 @@ class Journal:
             self._fail(batch, error)
             return
         for waiting in batch:
+            if waiting[1].done():
+                continue
             try:
-                self._resolve([waiting], await self._commit([waiting[0]]))
+                await self._settle([waiting])
             except Exception as own:  # noqa: BLE001 - as above
                 self._fail([waiting], own)
 

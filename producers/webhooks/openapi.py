@@ -38,6 +38,7 @@ _PROBLEMS: Final = {
     408: "The body did not come in time.",
     413: "The body is too long.",
     422: "The delivery id came before, with another body.",
+    429: "More than this source may send: nothing was stored, come again after Retry-After.",
     431: "The headers are too long.",
     503: "Nothing was stored: come again after Retry-After.",
 }
@@ -57,7 +58,7 @@ def document(sources: Sequence[str], version: str) -> dict[str, Any]:
         "responses": {
             "202": _answer("New, and stored.", _ACCEPTED),
             "200": repeat,
-            **_problems(400, 401, 404, 408, 413, 422, 431, 503),
+            **_problems(400, 401, 404, 408, 413, 422, 429, 431, 503),
         },
     }
     status = {

@@ -1,6 +1,6 @@
 """The webhook receiver as an ASGI application. Read `WebhookReceiver._receive` first.
 
-    limits -> signature over the raw bytes -> parse -> identify -> one transaction -> 202
+    limits -> signature over the raw bytes -> rate -> parse -> identify -> one transaction -> 202
 
 Nothing is processed in the request, and nothing is parsed before the signature is known to be right.
 """
@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, Final
 
+from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -24,21 +25,25 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from producers.webhooks import openapi
-from producers.webhooks.answers import UNSIGNED, Problem, accepted, unavailable
+from producers.webhooks.answers import UNSIGNED, Problem, accepted, too_many, unavailable
 from producers.webhooks.delivery import Answering, Delivery, Reply
 from producers.webhooks.guard import Guard, body_of
 from producers.webhooks.intake import BodyInvalid, arrival_of, parsed
 from producers.webhooks.journal import Journal
+from producers.webhooks.rate import Bucket, Rate
 from producers.webhooks.source import WebhookSource
-from store import jobs_read, schema, webhooks
+from store import jobs_read, sagas_read, schema, webhooks
 from store.engine import Database
+from store.webhooks import WebhookRecord
 from topology.envelope import new_id
 from topology.errors import ContractError, NotFound, StoreError
+from topology.saga import Saga
 from topology.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 _READY_WITHIN: Final = 5.0
+_DELIVERIES: Final = "/webhooks/"
 _VERSION: Final = "1"
 """Of this interface, not of the package."""
 
@@ -63,13 +68,16 @@ class WebhookReceiver:
         self._sources = {source.name: source for source in armed}
         if len(self._sources) < len(armed):
             raise ContractError("two webhook sources have the same name: it is what tells them apart")
+        self._buckets = {source.name: Bucket(source.rate) for source in armed if isinstance(source.rate, Rate)}
         self._owned = database is None
         self._database = database or Database.from_settings(self._settings)
         self._clock = clock
         self._journal = Journal(self._database, self._settings.webhooks_retention, self._now)
-        self._asgi = Guard(
-            self._application(), self._settings.webhooks_max_headers, self._settings.webhooks_concurrency
-        )
+        self._rules = {name: source.rules for name, source in self._sources.items()}
+        # Looked up once: whether an object fits a protocol is no cheap question.
+        self._answering = {name: rules for name, rules in self._rules.items() if isinstance(rules, Answering)}
+        self._rest = self._application()
+        self._asgi = Guard(self._dispatch, self._settings.webhooks_max_headers, self._settings.webhooks_concurrency)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -85,6 +93,21 @@ class WebhookReceiver:
 
     # -- deliveries ------------------------------------------------------------------------------------------------
 
+    async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Deliveries go past the router and its middleware, which take as long as the work; the rest goes through."""
+        name = _delivered_to(scope)
+        if name not in self._sources:
+            await self._rest(scope, receive, send)
+            return
+        scope["path_params"] = {"source": name}
+        request = Request(scope, receive)
+        try:
+            response = await self._receive(request)
+        except Exception as error:
+            await (await _failed(request, error))(scope, receive, send)
+            raise  # to the server, which logs it
+        await response(scope, receive, send)
+
     async def _receive(self, request: Request) -> Response:
         source = self._sources.get(request.path_params["source"])
         if source is None:
@@ -95,25 +118,28 @@ class WebhookReceiver:
         delivery = Delivery.of(
             ((name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw), body
         )
-        rules = source.rules
+        rules = self._answering.get(source.name)
         if not source.verify(delivery, self._clock()):
-            ping = rules.unsigned(delivery) if isinstance(rules, Answering) else None
+            ping = rules.unsigned(delivery) if rules is not None else None
             if ping is not None:
                 return _as_it_is(ping)
             logger.info("%s: a delivery that is not signed as it must be was refused", source.name)
             return Problem(HTTPStatus.UNAUTHORIZED, UNSIGNED)
+        # After the signature: what a forger sends must not use up what the sender may.
+        if source.name in self._buckets and (wait := self._buckets[source.name].take(self._clock())) > 0:
+            return too_many(wait)
         try:
             document = parsed(delivery)
         except BodyInvalid as error:
             return Problem(HTTPStatus.BAD_REQUEST, str(error))
-        reply = rules.signed(delivery, document) if isinstance(rules, Answering) else None
+        reply = rules.signed(delivery, document) if rules is not None else None
         if reply is not None:
             return _as_it_is(reply)
         return await self._keep(source, delivery, document)
 
     async def _keep(self, source: WebhookSource, delivery: Delivery, document: object) -> Response:
-        identity = source.rules.identify(delivery, document)
-        arrival = arrival_of(source, delivery, identity, new_id(), new_id())
+        identity = source.identify(delivery, document)
+        arrival = arrival_of(source, delivery, identity, new_id(), new_id(), self._clock())
         try:
             kept = await self._journal.accept(arrival)
         except StoreError as error:
@@ -138,17 +164,27 @@ class WebhookReceiver:
         try:
             async with self._database.reading() as connection:
                 found = await webhooks.find(connection, names["source"], _printable(names["webhook_id"]))
-                try:
-                    status = (await jobs_read.get(connection, found.job_id, self._now())).status
-                except NotFound:
-                    status = "accepted"  # published, and not reported yet, or never
+                status = await self._became(connection, found)
         except NotFound:
             return Problem(HTTPStatus.NOT_FOUND, "no such webhook is known, or its retention is over")
         except StoreError:
             return unavailable("the database does not answer")
         about: dict[str, Any] = {name: getattr(found, name) for name in ("webhook_id", "source", "event")}
-        job = {"job_id": found.job_id, "job_type": found.job_type}
+        of_saga = self._starts_saga(found)
+        job = {"saga_id" if of_saga else "job_id": found.job_id, "saga" if of_saga else "job_type": found.job_type}
         return JSONResponse({**about, "status": status, **job, "received_at": found.received_at.isoformat()})
+
+    async def _became(self, connection: AsyncConnection, found: WebhookRecord) -> str:
+        try:
+            if self._starts_saga(found):
+                return (await sagas_read.get(connection, found.job_id)).status
+            return (await jobs_read.get(connection, found.job_id, self._now())).status
+        except NotFound:
+            return "accepted"  # published, and not reported yet, or never
+
+    def _starts_saga(self, found: WebhookRecord) -> bool:
+        started = self._sources[found.source].starts(found.event) if found.source in self._sources else None
+        return isinstance(started, Saga) and started.name == found.job_type
 
     async def _document(self, request: Request) -> Response:
         del request
@@ -193,6 +229,14 @@ class WebhookReceiver:
             await self.close()
             await send({"type": "lifespan.shutdown.complete"})
             return
+
+
+def _delivered_to(scope: Scope) -> str | None:
+    """The source in the path of a POST; None for all other requests."""
+    if scope["type"] != "http" or scope["method"] != "POST":
+        return None
+    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+    return path.removeprefix(_DELIVERIES) if path.startswith(_DELIVERIES) else None
 
 
 def _as_it_is(reply: Reply) -> Response:

@@ -18,7 +18,7 @@ _TIMESTAMP: Final = re.compile(r"[0-9]{1,12}")
 
 def digest(key: bytes, signed: bytes) -> bytes:
     """HMAC-SHA256."""
-    return hmac.new(key, signed, hashlib.sha256).digest()
+    return hmac.digest(key, signed, hashlib.sha256)
 
 
 def any_equal(expected: bytes, presented: Iterable[bytes | None]) -> bool:

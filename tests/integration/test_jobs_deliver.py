@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
+import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -102,6 +104,19 @@ async def test_nobody_there_and_nobody_known() -> None:
         await send(endpoints(1))
     with pytest.raises(Permanent, match="no webhook endpoint 'bank'"):
         await send(endpoints(1), EVENT.model_copy(update={"endpoint": "bank"}))
+
+
+@pytest.mark.machine
+async def test_an_address_is_in_no_error_and_no_traceback() -> None:
+    """It may hold a token, and a dead letter keeps both."""
+    token = secrets.token_hex()  # not in the source, whose lines a traceback shows
+    with pytest.raises(Transient) as caught:
+        await send(Endpoints({"shop": Endpoint(f"http://127.0.0.1:1/{token}", [STANDARD])}))
+    assert token not in "".join(traceback.format_exception(caught.value))
+    for wrong in ("http://[hush/", "http://127.0.0.1:99999/hush", "http:///hush", "ftp://hush", "hush"):
+        with pytest.raises(SettingsError) as refused:
+            Endpoint(wrong, [STANDARD])
+        assert "hush" not in str(refused.value)
 
 
 @pytest.mark.machine

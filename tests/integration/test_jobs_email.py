@@ -155,8 +155,8 @@ async def test_register_gives_the_app_a_handler_that_sends(server, smtp):
     class App:
         registry = Registry()
 
-        def handler(self, job_type):
-            return lambda function: self.registry.register(job_type, function)
+        def handler(self, job_type, breaker=()):
+            return lambda function: self.registry.register(job_type, function, breakers=breaker)
 
     app = App()
     email.register(app, smtp)

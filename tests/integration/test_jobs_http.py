@@ -223,8 +223,8 @@ async def test_all_jobs_of_a_process_share_one_client(server):
     class App:
         registry = Registry()
 
-        def handler(self, job_type):
-            return lambda function: self.registry.register(job_type, function)
+        def handler(self, job_type, breaker=()):
+            return lambda function: self.registry.register(job_type, function, breakers=breaker)
 
     app = App()
     http.register(app, HttpApi(server.base_url, connections=5))

@@ -8,7 +8,7 @@ import pytest
 
 from hareline import Cancelled, Job, PayloadInvalid, Permanent, Saga, Step
 from tests.lab import Lab, Number, until
-from tests.sagas import story
+from tests.sagas import AT_ONCE, Story, story
 from topology.errors import ContractError
 
 
@@ -35,6 +35,25 @@ async def test_a_step_whose_outcome_nobody_knows_is_undone_too(lab: Lab, sqlite_
     await made.run(5)
     assert made.ran == ["reserve", "charge", "charge", "un-charge", "un-reserve"]
     assert made.saw("un-charge") is None
+
+
+async def test_an_undo_knows_the_idempotency_key_of_its_step(lab: Lab, sqlite_url: str) -> None:
+    charge = Step(lab.job_type("charge", retry=AT_ONCE), undo=lab.job_type("refund", retry=AT_ONCE))
+    ship = Step(lab.job_type("ship", retry=AT_ONCE))
+    made = Story(lab, saga := Saga("key", charge, ship, payload=Number), await lab.saga_app(saga), sqlite_url)
+
+    async def handle(_: Number, job: Job) -> None:
+        assert job.saga is not None
+        made.told.append((job.idempotency_key, job.saga.step_key))
+        if job.type == ship.job_type.name:
+            raise Permanent("no such address")
+
+    for job_type in saga.job_types:
+        made.app.handler(job_type)(handle)
+    await made.run(3)
+    keys = [key for key, _ in made.told]
+    assert len(set(keys)) == 3
+    assert [step_key for _, step_key in made.told] == [keys[0], keys[1], keys[0]]
 
 
 async def test_a_cancelled_step_turns_the_saga_round(lab: Lab, sqlite_url: str) -> None:

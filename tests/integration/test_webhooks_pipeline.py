@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 from consumers.jobs.webhooks import register
-from hareline import Job, WebhookReceived, WebhookSource, webhook_received
+from hareline import Job, Parallel, Saga, Step, WebhookReceived, WebhookSource, webhook_received
 from producers.relay import Relay
 from tests.databases import opened
 from tests.lab import Lab, until
@@ -51,6 +51,40 @@ async def test_deliveries_accepted_without_a_broker_run_once_when_it_is_there(la
         relay.drain()
         await running
     assert runs == {f"order.created {number}": 1 for number in range(50)}
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+async def test_an_event_starts_a_saga_once(lab: Lab, postgresql_url: str, parallel: bool) -> None:
+    names = [lab.job_type(name, Order) for name in ("reserve", "charge", "ship")]
+    first, *others = (Step(job_type) for job_type in names)
+    saga = Saga(f"{names[0].name}.saga", *([Parallel(first, *others)] if parallel else [first, *others]), payload=Order)
+    app = await lab.saga_app(saga)
+    runs: Counter[str] = Counter()
+    for job_type in names:
+
+        @app.handler(job_type)
+        async def handle(order: Order, job: Job) -> None:
+            assert job.saga is not None
+            assert job.headers["hareline-webhook-source"] == "generic"
+            runs[f"{job.type} {order.id} {job.saga.id}"] += 1
+
+    sources = [WebhookSource("generic", secrets=[SECRET], events={"order.created": saga})]
+    settings = replace(lab.settings, database_url=postgresql_url)
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(opened(postgresql_url))
+        receiver = await stack.enter_async_context(serving(postgresql_url, sources))
+        answers = [await receiver.deliver(document={"id": 7}, key="7") for _ in range(2)]
+        assert [answer.status_code for answer in answers] == [202, 200]
+        relay = Relay(settings, database)
+        running = asyncio.create_task(relay.run())
+        async with lab.working(app, settings=settings):
+            await until(lambda: sum(runs.values()) >= 3, "all steps have run")
+        relay.drain()
+        await running
+        about = await receiver.status(answers[0].json()["webhook_id"])
+    assert set(runs.values()) == {1}
+    assert (about["saga"], about["status"]) == (saga.name, "accepted")
+    assert all(run.endswith(about["saga_id"]) for run in runs)
 
 
 async def test_what_nobody_declared_is_noted_by_the_job_that_ships(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:

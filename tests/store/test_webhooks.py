@@ -14,7 +14,7 @@ from store.engine import Database
 from store.outbox import OutboxRow
 from store.retention import Retention, clean
 from store.tables import outbox, webhooks
-from store.webhooks import RETENTION, Arrival, Kept, accept, find
+from store.webhooks import RETENTION, Arrival, Kept, accept, accept_new, find
 from topology.envelope import new_id
 from topology.errors import NotFound
 from topology.settings import Settings
@@ -26,9 +26,12 @@ DAYS = Retention.of(Settings())
 NOW = datetime(2030, 1, 31, 12, tzinfo=UTC)
 
 
-def arrival(key: str = "k", fingerprint: str = "f", source: str = "shop", body: bytes = b"{}") -> Arrival:
-    row = OutboxRow(job_id=new_id(), job_type="order.created", body=body, origin="webhook")
-    return Arrival(new_id(), source, key, fingerprint, "order.created", row)
+def arrival(
+    key: str = "k", fingerprint: str = "f", source: str = "shop", body: bytes = b"{}", rows: int = 1
+) -> Arrival:
+    started = [OutboxRow(job_id=new_id(), job_type="order.created", body=body, origin="webhook") for _ in range(rows)]
+    first = started[0]
+    return Arrival(new_id(), source, key, fingerprint, "order.created", first.job_id, first.job_type, tuple(started))
 
 
 async def accepted(database: Database, *arrivals: Arrival, now: datetime = NOW) -> list[Kept]:
@@ -48,7 +51,7 @@ async def test_the_first_is_new_and_a_repeat_has_its_id(database: Database) -> N
     assert await accepted(database, arrival(fingerprint="g")) == [Kept(first.webhook_id, "conflict")]
     elsewhere = arrival(source="bank")
     assert await accepted(database, elsewhere) == [Kept(elsewhere.webhook_id, "new")]
-    assert {row.job_id for row in await rows(database, outbox)} == {first.row.job_id, elsewhere.row.job_id}
+    assert {row.job_id for row in await rows(database, outbox)} == {first.started_id, elsewhere.started_id}
 
 
 async def test_many_at_once_each_have_their_own_fate(database: Database) -> None:
@@ -106,7 +109,7 @@ async def test_a_delivery_is_found_by_its_source_and_id(database: Database) -> N
     await accepted(database, first)
     async with database.reading() as connection:
         found = await find(connection, "shop", first.webhook_id)
-        assert (found.event, found.job_id, found.received_at) == ("order.created", first.row.job_id, NOW)
+        assert (found.event, found.job_id, found.received_at) == ("order.created", first.started_id, NOW)
         for wrong in (("bank", first.webhook_id), ("shop", "x")):
             with pytest.raises(NotFound):
                 await find(connection, *wrong)
@@ -117,3 +120,66 @@ async def test_cleaning_removes_what_has_expired(database: Database) -> None:
     await accepted(database, arrival("young"), now=NOW - timedelta(days=6))
     assert (await clean(database, DAYS, clock=lambda: NOW))["webhooks"] == 1
     assert [row.idempotency_key for row in await rows(database, webhooks)] == ["young"]
+
+
+async def test_a_saga_that_begins_with_parallel_steps_has_all_its_rows_written(database: Database) -> None:
+    several = arrival(rows=3)
+    (kept,) = await accepted(database, several)
+    assert kept.fate == "new"
+    assert {row.job_id for row in await rows(database, outbox)} == {row.job_id for row in several.rows}
+
+
+async def accepted_new(database: Database, *arrivals: Arrival, now: datetime = NOW) -> set[str]:
+    async with database.statements() as connection:
+        return await accept_new(connection, arrivals, now)
+
+
+async def test_one_statement_takes_what_is_new_and_leaves_the_others(postgresql: Database) -> None:
+    old = arrival("old")
+    await accepted(postgresql, old)
+    several = [arrival("b"), arrival("old"), arrival("a"), arrival("b"), arrival("old", "x")]
+    new = {several[0].webhook_id, several[2].webhook_id}
+    assert await accepted_new(postgresql, *several) == new
+    assert await accepted_new(postgresql, *several) == set()
+    assert Counter(one.fate for one in await accepted(postgresql, *several)) == {"repeat": 4, "conflict": 1}
+    assert len(await rows(postgresql, outbox)) == len(await rows(postgresql, webhooks)) == 3
+
+
+async def test_one_statement_writes_what_the_transaction_writes(postgresql: Database) -> None:
+    full = OutboxRow(
+        job_id="j", job_type="order.created", body=b'{"a": "\x00\xff"}', origin="webhook", priority=5, due_at=NOW,
+        correlation_id="c", headers={"x": '\u00e9 \\ " {}', "n": 1}, ordering_key="o", group_name="g",
+    )  # fmt: skip
+    bare = arrival("bare").rows[0]
+    for number, take in enumerate((accepted, accepted_new)):
+        given = [
+            Arrival(f"{number}-{key}", f"shop {number}", key, "f", event, row.job_id, row.job_type, (row,))
+            for key, event, row in (("a,{}", "order", full), ("b", None, bare))
+        ]
+        await take(postgresql, *given)
+
+    def told(row: Any, *own: str) -> dict[str, Any]:
+        return {name: value for name, value in row._mapping.items() if name not in own}
+
+    first, second, third, fourth = (told(row, "id", "created_at") for row in await rows(postgresql, outbox))
+    assert (first, second) == (third, fourth)
+    kept = {row.webhook_id: told(row, "webhook_id", "source") for row in await rows(postgresql, webhooks)}
+    assert kept["0-a,{}"] == kept["1-a,{}"]
+    assert kept["0-b"] == kept["1-b"]
+
+
+async def test_one_statement_takes_a_key_whose_time_is_over(postgresql: Database) -> None:
+    await accepted(postgresql, arrival())
+    later = NOW + timedelta(seconds=RETENTION)
+    assert await accepted_new(postgresql, arrival(), now=later - timedelta(seconds=1)) == set()
+    again = arrival(fingerprint="g")
+    assert await accepted_new(postgresql, again, now=later) == {again.webhook_id}
+    assert (await accepted(postgresql, arrival(fingerprint="g"), now=later)) == [Kept(again.webhook_id, "repeat")]
+
+
+async def test_one_of_many_statements_and_transactions_has_the_key(postgresql: Database) -> None:
+    arrivals = [arrival() for _ in range(100)]
+    takes = [accepted_new(postgresql, one) if n % 2 else accepted(postgresql, one) for n, one in enumerate(arrivals)]
+    fates = await asyncio.gather(*takes)
+    new = [one for one in fates if one and (isinstance(one, set) or one[0].fate == "new")]
+    assert len(new) == len(await rows(postgresql, outbox)) == 1

@@ -248,6 +248,6 @@ def place_result(hop: Slip) -> Any:
 def test_a_copy_in_the_dead_letter_queue_undoes_itself_alone() -> None:
     (hop,) = slips.back(slip_with(3, {}), FAILURE, [0])
     assert len(slips.undone(hop)) == 1
-    alone = slip_in(headers_of(Slip(**{name: getattr(hop, name) for name in Slip.__slots__} | {"alone": True})))
+    alone = slip_in(headers_of(hop._replace(alone=True)))
     assert alone is not None
     assert slips.undone(alone) == ()

@@ -322,7 +322,7 @@ def test_events_start_job_types() -> None:
     mapped = source("generic", events={"order.created": created}, default=other)
     assert [mapped.starts(event) for event in ("order.created", "x", None)] == [created, other, other]
     assert source("generic", events={"order.created": created}).starts("x") is None
-    assert mapped.job_types == (created, other)
+    assert mapped.startables == (created, other)
 
 
 @pytest.mark.parametrize(
