@@ -84,6 +84,28 @@ async def test_a_thread_goes_on_after_its_timeout(
             assert await effects_of(sqlite_url) == []
 
 
+async def test_a_named_transaction_is_refused_in_a_step_and_not_in_an_undo(lab: Lab, sqlite_url: str) -> None:
+    """The decision that a step has failed would not hold for it."""
+    made = await story(lab, sqlite_url, "reserve", "charge")
+    await with_effects(sqlite_url)
+
+    async def insert(number: Number, job: Job) -> None:
+        async with job.transaction(name="one") as connection:
+            await connection.execute(EFFECT, {"n": number.n})
+        made.told.append(("inserted", None))
+
+    handled_by(made, "charge", insert)
+    undo = made.steps["reserve"].undo
+    assert undo is not None
+    del made.app.registry._routes[undo.name]
+    made.app.handler(undo)(insert)
+    producer = await lab.producer()
+    async with made.working():
+        await producer.start(made.saga, Number(n=7))
+        await until(lambda: made.ran == ["reserve", "inserted"], f"the saga is undone: {made.ran}")
+    assert await effects_of(sqlite_url) == [7]
+
+
 # -- a database that is away -------------------------------------------------------------------------------------------
 
 

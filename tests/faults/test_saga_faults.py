@@ -23,6 +23,13 @@ async def books_of(lab: Lab, directory: Path, url: str) -> Books:
     return books
 
 
+@pytest.fixture
+def url(request: pytest.FixtureRequest) -> str:
+    """Of the database that the parameter names."""
+    found: str = request.getfixturevalue(f"{request.param}_url")
+    return found
+
+
 on_postgresql = pytest.mark.machine
 CASES = [
     *(pytest.param("sqlite", point, id=f"sqlite-{point}") for point in POINTS),
@@ -33,12 +40,10 @@ CASES = [
 # -- workers that are killed -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kind", "point"), CASES)
-async def test_a_worker_dies_in_each_step_and_each_undo(
-    lab: Lab, tmp_path: Path, request: pytest.FixtureRequest, kind: str, point: str
-) -> None:
+@pytest.mark.parametrize(("url", "point"), CASES, indirect=["url"])
+async def test_a_worker_dies_in_each_step_and_each_undo(lab: Lab, tmp_path: Path, url: str, point: str) -> None:
     """Before the handler, inside its transaction, after its commit, before and after the publish of the next."""
-    books = await books_of(lab, tmp_path, request.getfixturevalue(f"{kind}_url"))
+    books = await books_of(lab, tmp_path, url)
     books.order_deaths(*(f"{point}-{what}" for what in ("reserve", "charge", "un-label", "un-reserve")))
     await books.start([GOOD, UNSHIPPABLE])
     async with books.workers() as process:
@@ -48,12 +53,12 @@ async def test_a_worker_dies_in_each_step_and_each_undo(
     await books.checked()
 
 
-@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=on_postgresql)])
+@pytest.mark.parametrize("url", ["sqlite", pytest.param("postgresql", marks=on_postgresql)], indirect=True)
 async def test_a_worker_dies_while_a_failure_is_decided_and_where_branches_meet(
-    lab: Lab, tmp_path: Path, request: pytest.FixtureRequest, kind: str
+    lab: Lab, tmp_path: Path, url: str
 ) -> None:
     """Both branches may come to the meeting at the same moment; whoever dies there comes again and sees the same."""
-    books = await books_of(lab, tmp_path, request.getfixturevalue(f"{kind}_url"))
+    books = await books_of(lab, tmp_path, url)
     books.order_deaths("decided-ship", "publishing-ship", "joined-charge", "joined-label", "settled-charge")
     await books.start([GOOD, UNSHIPPABLE, *(Order(n=n) for n in range(3, 20))])
     async with books.workers() as process:
