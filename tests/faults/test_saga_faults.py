@@ -13,6 +13,7 @@ from tests.saga_app import STEPS, Order
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.kills]
 
+LONG = 300.0
 GOOD, UNSHIPPABLE = Order(n=1), Order(n=2, cents=4950, fail="ship")
 POINTS = ("before", "in", "after", "publishing", "published")
 
@@ -47,7 +48,7 @@ async def test_a_worker_dies_in_each_step_and_each_undo(lab: Lab, tmp_path: Path
     books.order_deaths(*(f"{point}-{what}" for what in ("reserve", "charge", "un-label", "un-reserve")))
     await books.start([GOOD, UNSHIPPABLE])
     async with books.workers() as process:
-        await books.balanced()
+        await books.balanced(LONG)
         assert books.deaths_to_come == []
         assert await books.stopped(process) == 0
     await books.checked()
@@ -62,7 +63,7 @@ async def test_a_worker_dies_while_a_failure_is_decided_and_where_branches_meet(
     books.order_deaths("decided-ship", "publishing-ship", "joined-charge", "joined-label", "settled-charge")
     await books.start([GOOD, UNSHIPPABLE, *(Order(n=n) for n in range(3, 20))])
     async with books.workers() as process:
-        await books.balanced()
+        await books.balanced(LONG)
         await until(lambda: set(books.deaths_to_come) <= {"joined-label", "joined-charge", "settled-charge"}, "deaths")
         assert await books.stopped(process) == 0
     await books.checked()
@@ -72,10 +73,10 @@ async def test_every_message_comes_twice(lab: Lab, tmp_path: Path, sqlite_url: s
     """Whatever a step does: what another delivery has committed counts, and so does what one has given up."""
     books = await books_of(lab, tmp_path, sqlite_url)
     failing = [(fail, how) for fail in STEPS for how in ("permanent", "error", "late")]
-    orders = [Order(n=n, fail=fail, how=how) for n, (fail, how) in enumerate([("", ""), *failing, *failing])]
-    await books.start(orders, times=2)
+    orders = [Order(n=n, fail=fail, how=how) for n, (fail, how) in enumerate([("", ""), *failing])]
+    await books.start(orders)
     async with books.workers(SAGA_TWICE="1") as process:
-        await books.balanced()
+        await books.balanced(LONG)
         assert await books.stopped(process) == 0
     await books.checked()
 
@@ -100,6 +101,6 @@ async def test_the_broker_dies_in_a_step_and_in_an_undo(
             reached.unlink()
         async with Lab(lab.settings, "after") as again:
             books.lab = again
-            await books.balanced()
+            await books.balanced(LONG)
             assert await books.stopped(process) == 0
             await books.checked()
