@@ -44,6 +44,7 @@ from topology.subscription import Delivery
 logger = logging.getLogger(__name__)
 
 _SHUTDOWN: Final = Snooze(0.0, "the worker is shutting down")
+_INTERRUPTED: Final = Snooze(0.0, "the worker is shutting down, and its handler had begun")
 
 
 class Executor:
@@ -153,7 +154,7 @@ class Executor:
                 result = await self._call(route, payload, job)
         except asyncio.CancelledError as error:
             if self._stopping:
-                return _SHUTDOWN
+                return _INTERRUPTED
             return self._classified(error, route, opened)
         except (GeneratorExit, KeyboardInterrupt):
             raise
@@ -244,7 +245,7 @@ class Executor:
             message = dead_letter(self._names, delivery, opened, outcome, record)
             await self._hand_over(delivery, opened, outcome, message)
         elif opened is not None and isinstance(outcome, Retried | Snooze):
-            if outcome is _SHUTDOWN and self._nack_is_free:
+            if (outcome is _SHUTDOWN or outcome is _INTERRUPTED) and self._nack_is_free:
                 delivery.acks.requeue(delivery.tag)
             else:
                 await self._hand_over(delivery, opened, outcome, self._later(delivery, opened, outcome))
@@ -280,10 +281,12 @@ class Executor:
             changes[envelope.FIRST_FAILED_AT] = opened.headers.get(envelope.FIRST_FAILED_AT, now)
             changes[envelope.LAST_FAILED_AT] = now
             changes[envelope.ERROR] = type(outcome.error).__name__
-        elif outcome is _SHUTDOWN:
+        elif outcome is _SHUTDOWN or outcome is _INTERRUPTED:
             changes[envelope.DELIVERIES] = opened.deliveries or None  # it was interrupted: it has proved nothing yet
         else:
             changes[envelope.DELIVERIES] = outcome.deliveries
+        if opened.slip is not None and isinstance(outcome, Snooze) and outcome is not _SHUTDOWN:
+            changes[envelope.RAN] = True
         exchange, routing_key = address(self._names, delivery.job_type, outcome.after)
         return copy_of(
             delivery.properties,

@@ -183,6 +183,10 @@ class Transaction:
 
     def _begin(self) -> None:
         """A second one of the same name in one run would take the first one's row for an earlier delivery's."""
+        if self._name and self._notes.is_step:
+            raise Permanent(
+                f"{self._job[1]}: a saga's step has one transaction, without a name: whether it failed is decided there"
+            )
         if self._name in self._used:
             raise Permanent(f"{self._job[1]}: two transactions of one job need names: job.transaction(name=...)")
         self._used.add(self._name)

@@ -99,7 +99,8 @@ class Job:
 
     def _notes(self) -> Kept:
         if self._kept is None:
-            self._kept = Kept(self.id, self.type, in_saga=self._envelope.slip is not None)
+            slip = self._envelope.slip
+            self._kept = Kept(self.id, self.type, slip is not None, slip is not None and not slip.undoing)
         return self._kept
 
     @property

@@ -50,16 +50,16 @@ class Readmission:
     def __init__(self, crew: Crew) -> None:
         self._crew = crew
         self._alone = False
-        self._settled_in_vain: OrderedDict[tuple[str, int], tuple[float, Outcome]] = OrderedDict()
+        self._settled_in_vain: OrderedDict[tuple[str, int, int], tuple[float, Outcome]] = OrderedDict()
 
     def remember(self, opened: Envelope, outcome: Outcome) -> None:
         """The job ended, but its channel was gone before the broker could be told: so it will come again."""
-        self._settled_in_vain[opened.job_id, opened.attempt] = (time.monotonic(), outcome)
+        self._settled_in_vain[opened.job_id, opened.replay, opened.attempt] = (time.monotonic(), outcome)
         while len(self._settled_in_vain) > REMEMBERED:
             self._settled_in_vain.popitem(last=False)
 
     def _recall(self, opened: Envelope) -> Outcome | None:
-        ended, outcome = self._settled_in_vain.pop((opened.job_id, opened.attempt), (0.0, None))
+        ended, outcome = self._settled_in_vain.pop((opened.job_id, opened.replay, opened.attempt), (0.0, None))
         return outcome if time.monotonic() - ended < REMEMBERED_FOR else None
 
     @asynccontextmanager

@@ -35,7 +35,7 @@ from consumers.registry import Route
 from consumers.saga_view import plain
 from topology import events
 from topology import slip as slips
-from topology.envelope import SAGA, Envelope, Message, carried
+from topology.envelope import RAN, SAGA, Envelope, Message, carried
 from topology.errors import HarelineError
 from topology.events import JobEvent
 from topology.slip import MESSAGE_LIMIT, Failure, Slip, SlipTooLarge, place_text
@@ -109,7 +109,7 @@ def may_be_done(delivery: Delivery, opened: Envelope, outcome: Dead | Dropped, r
     It has had none if its only run said so by a `Permanent` error (or one that the app declares as such) or by
     `Cancelled`, or if it never ran.
     """
-    if opened.attempt > 1 or opened.deliveries or delivery.redelivered:
+    if opened.attempt > 1 or opened.deliveries or delivery.redelivered or RAN in opened.headers:
         return True  # nobody knows how far the runs before came
     if isinstance(outcome, Dropped) or outcome.reason in {"invalid", "no-handler"}:
         return False

@@ -115,6 +115,7 @@ class Kept:
     job_id: str
     job_type: str
     in_saga: bool = False
+    is_step: bool = False
     used: set[str] = field(default_factory=set)
     result: str | None = None
     committed: bool = False

@@ -17,7 +17,7 @@ from sqlalchemy import text
 
 from store.engine import Database
 from tests.lab import DEADLINE, Lab, until
-from tests.saga_app import HELD, ITEMS, RETRY, STEPS, TABLES, Order, amount_of, saga_of
+from tests.saga_app import HELD, ITEMS, OPTIONS, STEPS, TABLES, Order, amount_of, saga_of
 
 APP = "tests.saga_app:app"
 
@@ -30,7 +30,7 @@ class Books:
         self.place = directory / "saga"
         self.place.mkdir()
         self.url = url
-        self.saga = saga_of(lambda name: lab.job_type(name, Order, retry=RETRY))
+        self.saga = saga_of(lambda name: lab.job_type(name, Order, **OPTIONS))
         self.orders: dict[int, Order] = {}
         self.log = directory / "worker.log"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,10 @@ FOUND = text("SELECT SUM(amount) FROM entries WHERE n = :n AND what = :what")
 STOCK = text("UPDATE stock SET held = held - :amount WHERE item = :item")
 ITEMS, HELD = 20, 1_000_000
 STEPS = ("reserve", "charge", "label", "ship")
-RETRY = Retry(attempts=6, base=0.05, factor=1.5, jitter=0.0)
+OPTIONS: dict[str, Any] = {
+    "retry": Retry(attempts=6, base=0.05, factor=1.5, jitter=0.0),
+    "delivery_limit": 50,  # as many workers die here, none by the fault of a job
+}
 
 
 class Order(BaseModel):
@@ -163,6 +167,7 @@ def app_of(saga: Saga[Order]) -> App:
 
 
 if prefix := os.environ.get("SAGA_PREFIX"):
-    app = app_of(saga_of(lambda name: JobType(f"{prefix}.{name}", Order, retry=RETRY)))
+    app = app_of(saga_of(lambda name: JobType(f"{prefix}.{name}", Order, **OPTIONS)))
     rig()
-    (PLACE / f"{os.getpid()}.pid").touch()
+    if "--child-of" in sys.argv:  # the parent, which starts others, loads the app too
+        (PLACE / f"{os.getpid()}.pid").touch()

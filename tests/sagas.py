@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from hareline import App, Job, Parallel, Retry, Saga, Step
+from hareline import App, Job, JobType, Parallel, Retry, Saga, Step
 from tests.lab import Lab, Number, until
 
 AT_ONCE = Retry(attempts=2, base=0.0, jitter=0.0)
@@ -45,9 +45,11 @@ class Story:
         """By their short names."""
         return {step.job_type.name.rsplit(".", 1)[-1]: step for step in self.saga.steps}
 
-    def working(self, **options: Any) -> Any:
-        """A worker of all its steps and undos, with the story's database."""
-        return self.lab.working(self.app, settings=replace(self.lab.settings, database_url=self.url), **options)
+    def working(self, *patterns: str, **options: Any) -> Any:
+        """A worker of all its steps and undos, or those that ``patterns`` name, with the story's database."""
+        return self.lab.working(
+            self.app, *patterns, settings=replace(self.lab.settings, database_url=self.url), **options
+        )
 
     async def run(self, handlers: int) -> None:
         """Starts one, and works until so many handlers ran."""
@@ -63,9 +65,21 @@ class Story:
         return all(count is not None and not count.ready for count in counts)
 
 
-async def story(lab: Lab, url: str, *names: str, parallel: bool = False, retry: Retry = AT_ONCE, **more: Any) -> Story:
+async def story(
+    lab: Lab,
+    url: str,
+    *names: str,
+    parallel: bool = False,
+    retry: Retry = AT_ONCE,
+    timeout: float = 60.0,  # noqa: ASYNC109 - of the handlers
+    **more: Any,
+) -> Story:
     """A saga with a step and an undo for each name; with ``parallel`` all but the first and the last run at once."""
-    steps = [Step(lab.job_type(name, retry=retry), undo=lab.job_type(f"un-{name}", retry=retry)) for name in names]
+
+    def job_type(name: str) -> JobType[Any]:
+        return lab.job_type(name, retry=retry, timeout=timeout)
+
+    steps = [Step(job_type(name), undo=job_type(f"un-{name}")) for name in names]
     stages: list[Any] = [steps[0], Parallel(*steps[1:-1]), steps[-1]] if parallel else steps
     saga = Saga(f"{steps[0].job_type.name}.saga", *stages, payload=Number, **more)
     made = Story(lab, saga, await lab.saga_app(saga), url)

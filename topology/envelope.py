@@ -37,12 +37,14 @@ RECORD: Final = "hareline-record"
 """What the job log is to learn of the job, where that is not all: see `topology.contract.JobType`."""
 SAGA: Final = "hareline-saga"
 """How far the saga has come that this job is a step of, as JSON: see `topology.slip`."""
+RAN: Final = "hareline-ran"
+"""On a step of a saga that was put off or interrupted: a run of it has begun, and nobody knows how far it came."""
 ITINERARY: Final = "hareline-saga-itinerary"
 """Its steps and what undoes each, as JSON."""
 UNDECODABLE: Final = "hareline-undecodable"
 FAILURE: Final = (
     ATTEMPT, DELIVERIES, FIRST_FAILED_AT, LAST_FAILED_AT, REASON, ERROR, ERROR_MESSAGE, TRACEBACK, ATTEMPTS,
-    ORIGIN_QUEUE, DIED_AT, UNDECODABLE,
+    ORIGIN_QUEUE, DIED_AT, UNDECODABLE, RAN,
 )  # fmt: skip
 """Headers that tell of a job's past runs: a replay goes without them."""
 BROKER: Final = (

@@ -13,6 +13,7 @@ from tests.saga_app import STEPS, Order
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.kills]
 
+LONG = 300.0
 GOOD, UNSHIPPABLE = Order(n=1), Order(n=2, cents=4950, fail="ship")
 POINTS = ("before", "in", "after", "publishing", "published")
 
@@ -21,6 +22,13 @@ async def books_of(lab: Lab, directory: Path, url: str) -> Books:
     books = Books(lab, directory, url)
     await books.open()
     return books
+
+
+@pytest.fixture
+def url(request: pytest.FixtureRequest) -> str:
+    """Of the database that the parameter names."""
+    found: str = request.getfixturevalue(f"{request.param}_url")
+    return found
 
 
 on_postgresql = pytest.mark.machine
@@ -33,31 +41,29 @@ CASES = [
 # -- workers that are killed -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kind", "point"), CASES)
-async def test_a_worker_dies_in_each_step_and_each_undo(
-    lab: Lab, tmp_path: Path, request: pytest.FixtureRequest, kind: str, point: str
-) -> None:
+@pytest.mark.parametrize(("url", "point"), CASES, indirect=["url"])
+async def test_a_worker_dies_in_each_step_and_each_undo(lab: Lab, tmp_path: Path, url: str, point: str) -> None:
     """Before the handler, inside its transaction, after its commit, before and after the publish of the next."""
-    books = await books_of(lab, tmp_path, request.getfixturevalue(f"{kind}_url"))
+    books = await books_of(lab, tmp_path, url)
     books.order_deaths(*(f"{point}-{what}" for what in ("reserve", "charge", "un-label", "un-reserve")))
     await books.start([GOOD, UNSHIPPABLE])
     async with books.workers() as process:
-        await books.balanced()
+        await books.balanced(LONG)
         assert books.deaths_to_come == []
         assert await books.stopped(process) == 0
     await books.checked()
 
 
-@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=on_postgresql)])
+@pytest.mark.parametrize("url", ["sqlite", pytest.param("postgresql", marks=on_postgresql)], indirect=True)
 async def test_a_worker_dies_while_a_failure_is_decided_and_where_branches_meet(
-    lab: Lab, tmp_path: Path, request: pytest.FixtureRequest, kind: str
+    lab: Lab, tmp_path: Path, url: str
 ) -> None:
     """Both branches may come to the meeting at the same moment; whoever dies there comes again and sees the same."""
-    books = await books_of(lab, tmp_path, request.getfixturevalue(f"{kind}_url"))
+    books = await books_of(lab, tmp_path, url)
     books.order_deaths("decided-ship", "publishing-ship", "joined-charge", "joined-label", "settled-charge")
     await books.start([GOOD, UNSHIPPABLE, *(Order(n=n) for n in range(3, 20))])
     async with books.workers() as process:
-        await books.balanced()
+        await books.balanced(LONG)
         await until(lambda: set(books.deaths_to_come) <= {"joined-label", "joined-charge", "settled-charge"}, "deaths")
         assert await books.stopped(process) == 0
     await books.checked()
@@ -67,10 +73,10 @@ async def test_every_message_comes_twice(lab: Lab, tmp_path: Path, sqlite_url: s
     """Whatever a step does: what another delivery has committed counts, and so does what one has given up."""
     books = await books_of(lab, tmp_path, sqlite_url)
     failing = [(fail, how) for fail in STEPS for how in ("permanent", "error", "late")]
-    orders = [Order(n=n, fail=fail, how=how) for n, (fail, how) in enumerate([("", ""), *failing, *failing])]
-    await books.start(orders, times=2)
+    orders = [Order(n=n, fail=fail, how=how) for n, (fail, how) in enumerate([("", ""), *failing])]
+    await books.start(orders)
     async with books.workers(SAGA_TWICE="1") as process:
-        await books.balanced()
+        await books.balanced(LONG)
         assert await books.stopped(process) == 0
     await books.checked()
 
@@ -95,6 +101,6 @@ async def test_the_broker_dies_in_a_step_and_in_an_undo(
             reached.unlink()
         async with Lab(lab.settings, "after") as again:
             books.lab = again
-            await books.balanced()
+            await books.balanced(LONG)
             assert await books.stopped(process) == 0
             await books.checked()

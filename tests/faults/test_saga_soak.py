@@ -7,20 +7,25 @@ import os
 import random
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.books import Books
-from tests.lab import Lab
+from tests.lab import Lab, until
 from tests.saga_app import STEPS, Order
 
 SOAK = bool(os.environ.get("HARELINE_SOAK"))
 ORDERS = 5_000 if SOAK else 200
 LONG = 1_500.0
-KILL_EVERY = (1.0, 4.0)
-"""Seconds, at random between them: a worker process takes about one to start."""
+KILLS = 150 if SOAK else 12
 HOWS = ("permanent", "error", "late")
+
+
+async def _has_written(books: Books, entries: float) -> bool:
+    await asyncio.sleep(0.1)
+    return (await books.entries()).total() >= entries
 
 
 @pytest.mark.soak
@@ -48,9 +53,11 @@ async def test_the_books_balance_however_often_workers_are_killed(
 
     async def kill() -> None:
         nonlocal kills
-        while True:
-            await asyncio.sleep(draw.uniform(*KILL_EVERY))
-            kills += await asyncio.to_thread(books.kill_one, draw)
+        written = 0.0
+        while True:  # by progress, so that a slow machine has no more of them than a fast one
+            written += draw.uniform(0.5, 1.5) * 4 * ORDERS / KILLS
+            await until(partial(_has_written, books, written), "the workers get on", LONG)
+            kills += books.kill_one(draw)
 
     async with books.workers("--processes", "3", "--concurrency", "20") as process:
         killing = asyncio.create_task(kill())
