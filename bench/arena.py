@@ -23,7 +23,15 @@ QUEUES = (
     *("bench.dramatiq", "bench.dramatiq.DQ", "bench.dramatiq.XQ"),
     *(
         f"{NAMESPACE}.{name}"
-        for name in ("bench.noop", "bench.webhook", "dlq", "unroutable", "records", "records.failed")
+        for name in (
+            *(f"bench.step.{n}" for n in range(4)),
+            "bench.noop",
+            "bench.webhook",
+            "dlq",
+            "unroutable",
+            "records",
+            "records.failed",
+        )
     ),
     *(f"{NAMESPACE}.delay.{level:02d}" for level in range(25)),
     *(f"celery_delayed_{level}" for level in range(28)),

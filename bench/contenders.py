@@ -51,6 +51,15 @@ HARELINE_UNREPORTED = replace(
     environment=HARELINE.environment | {"HARELINE_REPORT": "off"},
     drain_only=True,
 )
+HARELINE_SAGAS = replace(
+    HARELINE,
+    name="hareline, sagas",
+    module="sagas",
+    queue=f"{NAMESPACE}.bench.step.0",
+    drain=10_000,
+    modes={"pipelined": 10_000},
+    environment=HARELINE.environment | {"HARELINE_APP": "peers.sagas:app"},
+)
 RAW = Contender(
     "raw pika",
     "raw",

@@ -36,6 +36,13 @@ COLUMNS = {
     ],
     "ladder": [("p50_ms", "late p50 ms", 1), ("p99_ms", "late p99 ms", 1), ("max_ms", "late max ms", 1)],
     "reports": [("per_second", "jobs/s", 0), ("cpu_us", "CPU us/job", 0), ("after_rss_mb", "RSS MB", 1)],
+    "sagas": [
+        ("per_second", "jobs/s", 0),
+        ("cpu_us", "CPU us/job", 0),
+        ("p50_ms", "p50 ms", 2),
+        ("p99_ms", "p99 ms", 2),
+        ("max_ms", "max ms", 1),
+    ],
     "soak": [
         ("jobs", "jobs", 0),
         ("idle_rss_mb", "RSS idle MB", 1),
@@ -225,6 +232,12 @@ def targets(summary: dict[str, dict[str, dict]]) -> list[Target]:
         reported, silent = figure("reports", on, "per_second"), figure("reports", off, "per_second")
         share = 100 * reported / silent if reported and silent else None
         judge(f"{what} with reports, %", share, 90, at_least=True, against="without reports")
+    steps = figure("sagas", "hareline, steps of sagas", "per_second")
+    jobs = figure("sagas", "hareline, plain jobs", "per_second")
+    share = 100 * steps / jobs if steps and jobs else None
+    judge("steps of sagas, % of plain jobs", share, 40, at_least=True, against="plain jobs")
+    between = figure("sagas", "hareline, step to step", "p50_ms")
+    judge("step to step when idle, p50 ms", between, 5, at_least=False, against="5 ms")
     for name, scenario, label, key, limit in STORE:
         at_least = key == "per_second"
         unit = name.rpartition(" ")[2]

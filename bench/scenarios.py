@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import store_letters
 import store_webhooks
 from arena import Arena
-from contenders import EVERYONE, HARELINE, HARELINE_UNREPORTED, RAW, Contender
+from contenders import EVERYONE, HARELINE, HARELINE_SAGAS, HARELINE_UNREPORTED, RAW, Contender
 from processes import ContenderError, Worker, ask
 from store_recorder import recorder
 from store_relay import relay, relay_idle
@@ -15,6 +15,8 @@ from store_schedules import schedules
 
 RATE = 500  # jobs/s of the latency scenario
 LADDER_RATE = 1000
+SAGA_RATE = 20  # sagas/s where the hand-over from step to step is measured: mostly idle
+SAGA_STEPS = 4
 WARM_UP_SECONDS = 2
 WEBHOOKS = ("webhooks", "webhooks-steady", "webhooks-broker-killed")
 STORE = ("relay", "relay-idle", "schedules", "recorder", "dead-letters", *WEBHOOKS)  # they need a PostgreSQL
@@ -60,14 +62,17 @@ def enqueue(arena: Arena, contender: Contender, mode: str, jobs: int) -> dict:
     )
 
 
-def drain(contender: Contender):
-    """A full queue, then one worker: jobs/s from the first to the last, and nothing left when it stops."""
+def drain(contender: Contender, each: int = 1):
+    """A full queue, then one worker: jobs/s from the first to the last, and nothing left when it stops.
+
+    ``each`` is how many jobs one that is enqueued becomes.
+    """
 
     def measure(arena: Arena, effort: Effort) -> dict:
         ready(arena, contender)
         jobs = effort.jobs(contender.drain)
         enqueue(arena, contender, next(iter(contender.modes)), jobs)
-        with Worker(contender, arena.environment(), mode="rate", jobs=jobs) as worker:
+        with Worker(contender, arena.environment(), mode="rate", jobs=each * jobs) as worker:
             result = worker.report(timeout=60 + jobs / 200)
             memory = worker.memory()
         left = arena.settled(contender.queue, 0)
@@ -118,6 +123,19 @@ def steady(contender: Contender, mode: str, rate: int):
         return result | {f"idle_{name}": value for name, value in idle.items()} | after | {"slip": sent["slip"]}
 
     return measure
+
+
+def hand_over(arena: Arena, effort: Effort) -> dict:
+    """Sagas at a slow steady rate: from the end of one step to the start of the next."""
+    ready(arena, HARELINE_SAGAS)
+    warm_up = SAGA_RATE * WARM_UP_SECONDS
+    sagas = warm_up + int(SAGA_RATE * effort.seconds)
+    hops = sagas * (SAGA_STEPS - 1)
+    with Worker(HARELINE_SAGAS, arena.environment(), mode="latency", jobs=hops, warm_up=warm_up) as worker:
+        arena.wait_for_consumer(HARELINE_SAGAS.queue, worker.check)
+        pace = ("pace", "--jobs", str(sagas), "--rate", str(SAGA_RATE))
+        ask(HARELINE_SAGAS, arena.environment(), *pace, timeout=60 + 2 * sagas / SAGA_RATE)
+        return worker.report(timeout=60)
 
 
 def soak(contender: Contender):
@@ -189,6 +207,12 @@ def entries(names: set[str]) -> dict[str, list[Entry]]:
                 for mode in ("pipelined", "many", "blocking-one")
                 for c in (HARELINE, HARELINE_UNREPORTED)
             ),
+        ),
+        "sagas": only(
+            HARELINE,
+            Entry(HARELINE, "hareline, plain jobs", drain(HARELINE)),
+            Entry(HARELINE, "hareline, steps of sagas", drain(HARELINE_SAGAS, each=SAGA_STEPS)),
+            Entry(HARELINE, "hareline, step to step", hand_over),
         ),
         "soak": only(HARELINE, Entry(HARELINE, "hareline", soak(HARELINE))),
         "relay": stored(alone=relay),

@@ -232,10 +232,12 @@ class Executor:
         if not delivery.acks.is_open:
             if opened is not None:
                 self._readmission.remember(opened, outcome)
-        elif isinstance(outcome, Done) or (isinstance(outcome, Dropped) and _is_plain(opened)):
+        elif isinstance(outcome, Done):
             delivery.acks.done(delivery.tag)
-        elif opened is not None and not _is_plain(opened) and isinstance(outcome, Returned | Dead | Dropped):
+        elif opened is not None and opened.slip is not None and isinstance(outcome, (Returned, Dead, Dropped)):
             return await self._follow(delivery, opened, outcome, time.monotonic() - began)
+        elif isinstance(outcome, Dropped):
+            delivery.acks.done(delivery.tag)
         elif isinstance(outcome, Dead):
             route = self._registry.route(delivery.job_type)
             record = None if route is None else route.job_type.record
@@ -318,11 +320,6 @@ def _opened(delivery: Delivery) -> Envelope:
     if opened.headers:
         opened.slip = slip_in(opened.headers)
     return opened
-
-
-def _is_plain(opened: Envelope | None) -> bool:
-    """Whether it is no step of a saga."""
-    return opened is None or opened.slip is None
 
 
 async def _forget_cancellation(task: asyncio.Task[Any]) -> None:

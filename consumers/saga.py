@@ -10,7 +10,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Final
 
 from pydantic_core import from_json, to_json
@@ -134,6 +135,10 @@ class FollowUps:
         assert slip is not None
         if slip.undoing:
             return self._after_undo(delivery, opened, slip, outcome, duration)
+        if isinstance(outcome, Returned) and not slip.is_parallel:
+            with suppress(SlipTooLarge):  # then it goes the long way, and back
+                messages = self._messages(slips.onward(slip, outcome.result), delivery, opened)
+                return Course(outcome, messages, [_step_news(opened, slip, outcome, None, duration)])
         failed: dict[str, Any] | None = None
         if not isinstance(outcome, Returned):
             assert isinstance(outcome, Dead | Dropped)
@@ -193,7 +198,7 @@ class FollowUps:
         failed: dict[str, Any] | None = None
         if isinstance(outcome, Dead):
             letter = dead_letter(self._names, delivery, opened, outcome, slip.branch.undo_record or "all")
-            letter.properties.headers |= {SAGA: slips.headers_of(replace(slip, alone=True))[SAGA]}
+            letter.properties.headers |= {SAGA: slips.headers_of(slip._replace(alone=True))[SAGA]}
             messages.append(letter)
             failed = _failed(outcome, undo=False)
         return Course(outcome, messages, [_step_news(opened, slip, outcome, failed, duration)])

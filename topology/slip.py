@@ -9,22 +9,30 @@ After Garcia-Molina and Salem, "Sagas" (1987); the slip is the Routing Slip of H
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import sha1
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from pydantic_core import from_json, to_json
 
 from topology.envelope import ITINERARY, RECORD, SAGA, Malformed, Message, new_job
 from topology.spec import Names
+from topology.text import flaw_of
 
 LARGEST: Final = 48 * 1024
 """Bytes of a slip: it is a header, and all headers share one AMQP frame of 128 KiB with a traceback and the rest."""
 MESSAGE_LIMIT: Final = 500
 """Characters of a failure's message that travel along."""
-_IDS: Final = uuid.UUID("7b8a4f3e-1d59-5f0c-8e0b-3c2d9a6f4e11")
+_LONGEST: Final = 255
+_LONGEST_TYPE: Final = _LONGEST - len("saga.compensate.")
+"""Bytes: AMQP's short strings."""
+_HIGHEST_PRIORITY: Final = 255
+_IDS: Final = uuid.UUID("7b8a4f3e-1d59-5f0c-8e0b-3c2d9a6f4e11").bytes
 
 
 class Branch(NamedTuple):
@@ -56,8 +64,7 @@ class Failure:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Slip:
+class Slip(NamedTuple):
     """A saga at one of its steps: doing it, or undoing it.
 
     ``results`` are what finished steps returned, as JSON data by the step's job type. ``began`` and ``deadline`` are
@@ -70,7 +77,7 @@ class Slip:
     plan: Plan
     place: Place = (0, 0)
     undoing: bool = False
-    results: Mapping[str, Any] = field(default_factory=dict)
+    results: Mapping[str, Any] = MappingProxyType({})
     began: float = 0.0
     deadline: float | None = None
     failure: Failure | None = None
@@ -99,8 +106,13 @@ class Slip:
 
 
 def job_id(saga_id: str, place: Place, undoing: bool) -> str:
-    """The id of one step's job, or of its undo's (UUIDv5)."""
-    return str(uuid.uuid5(_IDS, f"{saga_id}/{place_text(place)}/{'undo' if undoing else 'do'}"))
+    """The id of one step's job, or of its undo's: UUIDv5, in a third of the time that `uuid.uuid5` takes."""
+    name = f"{saga_id}/{place[0]}.{place[1]}/{'undo' if undoing else 'do'}"
+    digest = bytearray(sha1(_IDS + name.encode(), usedforsecurity=False).digest()[:16])
+    digest[6] = digest[6] & 0x0F | 0x50
+    digest[8] = digest[8] & 0x3F | 0x80
+    text = digest.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 def place_text(place: Place) -> str:
@@ -118,7 +130,8 @@ def first(slip: Slip) -> tuple[Slip, ...]:
 
 def onward(slip: Slip, result: Any) -> tuple[Slip, ...]:
     """The hops after a step that is done; none when the saga is complete. Not for parallel steps."""
-    return joined(slip, {slip.place[1]: result})
+    results = slip.results if result is None else {**slip.results, slip.branch.do: result}
+    return _stage(slip, slip.place[0] + 1, results)
 
 
 def joined(slip: Slip, results: Mapping[int, Any]) -> tuple[Slip, ...]:
@@ -131,7 +144,7 @@ def joined(slip: Slip, results: Mapping[int, Any]) -> tuple[Slip, ...]:
 def _stage(slip: Slip, stage: int, results: Mapping[str, Any]) -> tuple[Slip, ...]:
     if stage >= len(slip.plan):
         return ()
-    return tuple(replace(slip, place=(stage, branch), results=results) for branch in range(len(slip.plan[stage])))
+    return tuple(slip._replace(place=(stage, branch), results=results) for branch in range(len(slip.plan[stage])))
 
 
 def back(
@@ -147,7 +160,7 @@ def back(
     places = [(stage, branch) for branch in undo_here]
     places += [(earlier, branch) for earlier in range(stage) for branch in range(len(slip.plan[earlier]))]
     order = sorted((place for place in places if slip.plan[place[0]][place[1]].undo is not None), reverse=True)
-    return _next_undo(replace(slip, undoing=True, results={**slip.results, **new}, failure=failure), tuple(order))
+    return _next_undo(slip._replace(undoing=True, results={**slip.results, **new}, failure=failure), tuple(order))
 
 
 def undone(slip: Slip) -> tuple[Slip, ...]:
@@ -156,7 +169,7 @@ def undone(slip: Slip) -> tuple[Slip, ...]:
 
 
 def _next_undo(slip: Slip, order: tuple[Place, ...]) -> tuple[Slip, ...]:
-    return (replace(slip, place=order[0], undos=order[1:]),) if order else ()
+    return (slip._replace(place=order[0], undos=order[1:]),) if order else ()
 
 
 # -- as a message ------------------------------------------------------------------------------------------------------
@@ -212,8 +225,8 @@ def headers_of(slip: Slip) -> dict[str, str]:
         raise SlipTooLarge(
             f"what the steps of saga {slip.name} returned takes more than {LARGEST:,} bytes: store it, return a key"
         )
-    if slip.undoing and slip.results and len(text.encode()) > 2 * LARGEST:
-        return headers_of(replace(slip, results={}))
+    if slip.undoing and slip.results and len(text.encode()) + len(itinerary.encode()) > 2 * LARGEST:
+        return headers_of(slip._replace(results={}))
     return {SAGA: text, ITINERARY: itinerary}
 
 
@@ -233,21 +246,24 @@ def slip_in(headers: Mapping[str, Any]) -> Slip | None:
         state = from_json(text, allow_inf_nan=False)
         plan = plan_of(itinerary)
         return _slip(state, plan)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
         raise Malformed(f"headers {SAGA} and {ITINERARY} are no routing slip: {error!r}"[:300]) from None
 
 
 @lru_cache(maxsize=256)
 def plan_of(itinerary: str) -> Plan:
-    """An itinerary as `itinerary_of` writes it. Raises ValueError, TypeError."""
+    """An itinerary as `itinerary_of` writes it, such that its hops can be sent. Raises ValueError, TypeError."""
     plan = tuple(tuple(Branch(*step) for step in stage) for stage in from_json(itinerary))
     for branch in (branch for stage in plan for branch in stage):
-        for text in (branch.do, branch.undo or branch.do):
-            if not isinstance(text, str) or not text:
-                raise ValueError(f"{text!r} is no job type")
+        _text(branch.do, _LONGEST_TYPE)
+        if branch.undo is not None:
+            _text(branch.undo, _LONGEST_TYPE)
         for priority in (branch.priority, branch.undo_priority):
-            if priority is not None and (isinstance(priority, bool) or not isinstance(priority, int)):
+            if priority is not None and not (type(priority) is int and 0 <= priority <= _HIGHEST_PRIORITY):
                 raise ValueError(f"{priority!r} is no priority")
+        for record in (branch.record, branch.undo_record):
+            if not isinstance(record, str | None):
+                raise TypeError(f"{record!r} says not what to record")
     if not plan or not all(plan):
         raise ValueError("no steps")
     return plan
@@ -256,9 +272,9 @@ def plan_of(itinerary: str) -> Plan:
 def _slip(state: dict[str, Any], plan: Plan) -> Slip:
     place, undos = _place(state["at"], plan), tuple(_place(one, plan) for one in state.get("undos", ()))
     undoing, results = state.get("undoing") is True, state.get("results") or {}
-    saga_id, name, deadline = state["id"], state["name"], state.get("deadline")
-    if not (isinstance(saga_id, str) and saga_id and isinstance(name, str) and isinstance(results, dict)):
-        raise TypeError("id, name or results")
+    saga_id, name, deadline = _text(state["id"], _LONGEST), _text(state["name"], _LONGEST), state.get("deadline")
+    if not isinstance(results, dict):
+        raise TypeError("results")
     for stage, branch in (place, *undos) if undoing else ():
         if plan[stage][branch].undo is None:
             raise ValueError(f"step {stage}.{branch} has nothing that undoes it")
@@ -270,8 +286,8 @@ def _slip(state: dict[str, Any], plan: Plan) -> Slip:
         place,
         undoing,
         results,
-        float(state["began"]),
-        None if deadline is None else float(deadline),
+        _moment(state["began"]),
+        None if deadline is None else _moment(deadline),
         None if failure is None else Failure(*map(str, failure)),
         undos,
         state.get("alone") is True,
@@ -284,3 +300,16 @@ def _place(value: Any, plan: Plan) -> Place:
         raise TypeError(f"{value!r} is no place")
     plan[stage][branch]
     return stage, branch
+
+
+def _text(value: Any, longest: int) -> str:
+    """A text that AMQP and the database take: nobody could settle a step whose saga they refuse."""
+    if not isinstance(value, str) or not value or flaw_of(value) is not None or len(value.encode()) > longest:
+        raise ValueError(f"{value!r} is no name")
+    return value
+
+
+def _moment(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is no time")
+    return float(value)

@@ -8,7 +8,7 @@ a delivery. AMQP 0-9-1, sections 2.3.5 (frames), 4.2.6 (content header) and 1.8 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
@@ -32,11 +32,14 @@ _FRAME: Final = struct.Struct(">BHI")
 _TAG: Final = struct.Struct(">QB")
 _LONGLONG: Final = struct.Struct(">Q")
 _SHORT: Final = struct.Struct(">H")
+_SIZE: Final = struct.Struct(">I")
+_LONG_TEXT: Final = struct.Struct(">BI")
+_IS_TEXT: Final = ord("S")
 
 _CONTENT_TYPE, _DELIVERY_MODE, _PRIORITY, _CORRELATION = 0x8000, 0x1000, 0x0800, 0x0400
-_MESSAGE_ID, _TIMESTAMP, _TYPE = 0x0080, 0x0040, 0x0020
-_PLAIN: Final = _CONTENT_TYPE | _DELIVERY_MODE | _PRIORITY | _CORRELATION | _MESSAGE_ID | _TIMESTAMP | _TYPE
-"""The properties of a fresh job. Anything beyond these (headers above all) goes through pika's own codec."""
+_MESSAGE_ID, _TIMESTAMP, _TYPE, _HEADERS = 0x0080, 0x0040, 0x0020, 0x2000
+_PLAIN: Final = _CONTENT_TYPE | _HEADERS | _DELIVERY_MODE | _PRIORITY | _CORRELATION | _MESSAGE_ID | _TIMESTAMP | _TYPE
+"""The properties of a fresh job. Anything beyond these, and headers that are no text, goes through pika's own codec."""
 
 
 # -- out ---------------------------------------------------------------------------------------------------------------
@@ -56,8 +59,9 @@ def _short(text: str) -> bytes:
 def encode_properties(properties: BasicProperties) -> bytes:
     """Flags and values, as the content header carries them."""
     p = properties
+    headers = b"" if p.headers is None else _table(p.headers)
     if (
-        p.headers is not None
+        headers is None
         or p.content_encoding is not None
         or p.reply_to is not None
         or p.expiration is not None
@@ -71,6 +75,8 @@ def encode_properties(properties: BasicProperties) -> bytes:
     ):
         return b"".join(p.encode())
     flags = _CONTENT_TYPE | _DELIVERY_MODE | _MESSAGE_ID | _TIMESTAMP
+    if headers:
+        flags |= _HEADERS
     middle = b""
     if p.priority is not None:
         flags |= _PRIORITY
@@ -85,12 +91,25 @@ def encode_properties(properties: BasicProperties) -> bytes:
     return b"".join((
         _SHORT.pack(flags),
         _short(p.content_type),
+        headers,
         bytes((p.delivery_mode,)),
         middle,
         _short(p.message_id),
         _LONGLONG.pack(p.timestamp),
         end,
     ))  # fmt: skip
+
+
+def _table(headers: Mapping[str, Any]) -> bytes | None:
+    """The table of headers that are texts, as they are on fresh jobs and steps of sagas; None for any other."""
+    pieces = [b""]
+    for name, value in headers.items():
+        if type(value) is not str or type(name) is not str:
+            return None
+        encoded = value.encode()
+        pieces += (_short(name), _LONG_TEXT.pack(_IS_TEXT, len(encoded)), encoded)
+    pieces[0] = _SIZE.pack(sum(map(len, pieces)))
+    return b"".join(pieces)
 
 
 def encode_publish(channel: int, message: Message) -> bytes:
@@ -112,7 +131,7 @@ def encode_publish(channel: int, message: Message) -> bytes:
 # -- in ----------------------------------------------------------------------------------------------------------------
 
 
-def decode_properties(buffer: bytes, at: int, stop: int) -> BasicProperties:
+def decode_properties(buffer: bytes, at: int, stop: int) -> BasicProperties:  # noqa: PLR0912 - one for each property
     """Properties from a content header whose flags begin at ``at`` and which ends before ``stop``.
 
     What cannot be decoded is left out and named in the header UNDECODABLE: one bad message must not cost the
@@ -127,6 +146,11 @@ def decode_properties(buffer: bytes, at: int, stop: int) -> BasicProperties:
     try:
         if flags & _CONTENT_TYPE:
             values["content_type"], at = _text(buffer, at, stop)
+        if flags & _HEADERS:
+            headers = _texts(buffer, at, stop)
+            if headers is None:
+                return _decode_by_pika(buffer[start:stop])
+            values["headers"], at = headers
         if flags & _DELIVERY_MODE:
             values["delivery_mode"] = buffer[at]
             at += 1
@@ -149,6 +173,27 @@ def decode_properties(buffer: bytes, at: int, stop: int) -> BasicProperties:
     if at > stop:
         return BasicProperties(headers={UNDECODABLE: "the properties end before they should"})
     return BasicProperties(**values)
+
+
+def _texts(buffer: bytes, at: int, stop: int) -> tuple[dict[str, str], int] | None:
+    """A table that holds texts alone, and where it ends; None for any other."""
+    (size,) = _SIZE.unpack_from(buffer, at)
+    at += 4
+    end = at + size
+    if end > stop:
+        raise IndexError
+    found: dict[str, str] = {}
+    while at < end:
+        name, at = _text(buffer, at, end)
+        kind, length = _LONG_TEXT.unpack_from(buffer, at)
+        if kind != _IS_TEXT:
+            return None
+        at += 5
+        if at + length > end:
+            raise IndexError
+        found[name] = buffer[at : at + length].decode()
+        at += length
+    return found, end
 
 
 def _decode_by_pika(encoded: bytes) -> BasicProperties:

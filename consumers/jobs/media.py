@@ -9,6 +9,7 @@ import io
 import os
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -98,22 +99,33 @@ def make(payload: Thumbnail, root: MediaRoot) -> list[Path]:
 def _thumbnails(data: bytes, payload: Thumbnail, max_pixels: int) -> Iterator[tuple[int, bytes]]:
     """Each size with its file's bytes, largest first, since each is made from the one before."""
     sizes = sorted(set(payload.sizes), reverse=True)
-    try:
-        image = _load(data, sizes[0], max_pixels)
+    with must_be_readable(payload.source):
+        image = load(data, sizes[0], max_pixels)
         for size in sizes:
             image.thumbnail((size, size))
             buffer = io.BytesIO()
             image.save(buffer, "WEBP", quality=82)
             yield size, buffer.getvalue()
+
+
+@contextmanager
+def must_be_readable(source: str) -> Iterator[None]:
+    """Makes whatever a decoder raises Permanent: an image that is damaged stays so."""
+    try:
+        yield
     except (Permanent, Transient, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        raise Permanent(f"{payload.source} is no readable image: its format is unknown") from error
+        raise Permanent(f"{source} is no readable image: its format is unknown") from error
     except Exception as error:  # decoders answer damaged data with anything from struct.error to SyntaxError
-        raise Permanent(f"{payload.source} is no readable image: {error}") from error
+        raise Permanent(f"{source} is no readable image: {error}") from error
 
 
-def _load(data: bytes, largest: int, max_pixels: int) -> Image.Image:
+def load(data: bytes, largest: int, max_pixels: int) -> Image.Image:
+    """The image upright, in RGB or RGBA, unpacked to ``largest`` pixels at its longest edge or more where it was.
+
+    Permanent: more than ``max_pixels``, which is seen before anything is unpacked. Use it in `must_be_readable`.
+    """
     # Opening reads the header alone, so that a bomb is seen before it goes off.
     with Image.open(io.BytesIO(data)) as image:
         if image.width * image.height > max_pixels:
