@@ -22,9 +22,13 @@ _ACCEPTED: Final = {
 }
 _RECORD: Final = {
     "type": "object",
-    "required": ["webhook_id", "source", "event", "status", "job_id", "job_type", "received_at"],
+    "required": ["webhook_id", "source", "event", "status", "received_at"],
+    "oneOf": [{"required": ["job_id", "job_type"]}, {"required": ["saga_id", "saga"]}],
     "properties": {
-        **{name: {"type": "string"} for name in ("webhook_id", "source", "status", "job_id", "job_type")},
+        **{
+            name: {"type": "string"}
+            for name in ("webhook_id", "source", "status", "job_id", "job_type", "saga_id", "saga")
+        },
         "event": {"type": ["string", "null"]},
         "received_at": {"type": "string", "format": "date-time"},
     },
