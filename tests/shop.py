@@ -66,7 +66,7 @@ class Shop:
                     return (await client.get(f"{url}/livez")).is_success
                 return False
 
-            await until(listens, "the receiver listens")
+            await until(listens, "the receiver listens", 3 * DEADLINE)
             yield url
 
     async def books(self) -> Any:
@@ -87,7 +87,7 @@ class Shop:
                 counts = await log.counts()
                 return counts.get("completed", 0) + counts.get("compensated", 0) == expected
 
-            await until(all_ended, f"{expected} sagas ended", 2 * DEADLINE)
+            await until(all_ended, f"{expected} sagas ended", 3 * DEADLINE)
 
     async def balance(self) -> Any:
         return await module("balance").measure(self.settings, self.partners_url)

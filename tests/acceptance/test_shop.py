@@ -9,13 +9,13 @@ from collections import Counter
 import pytest
 
 from hareline import DeadLetterFilters, DeadLetters, Sagas
-from tests.lab import Lab, until
+from tests.lab import DEADLINE, Lab, until
 from tests.shop import SECRET, WORKERS, Shop, module, shop
 
 ORDERS = range(1001, 1051)
 """One with each trouble, and others that go well."""
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.machine)])
@@ -42,9 +42,9 @@ async def test_orders_that_fail_at_each_step_are_undone_and_the_books_balance(la
         assert await send(made) == {202: 50, 200: 5}
         await made.ended(len(ORDERS) - 1)
         async with Sagas(made.settings) as log, DeadLetters(made.settings) as desk:
-            await until(lambda: one_is_stuck(log), "one saga is stuck")
+            await until(lambda: one_is_stuck(log), "one saga is stuck", 3 * DEADLINE)
             assert not (await made.balance()).is_good
-            await until(lambda: has_letter(desk), "the refund that was refused is on the desk")
+            await until(lambda: has_letter(desk), "the refund that was refused is on the desk", 3 * DEADLINE)
             await made.mend()
             (letter,) = (await desk.list(DeadLetterFilters(type="card.refund"))).items
             assert await desk.replay([letter.id]) == 1
@@ -66,7 +66,7 @@ async def test_no_cent_is_lost_when_every_worker_is_killed_in_the_middle(lab: La
         async with made.working() as workers, made.working():
             await send(made)
             for done, types in enumerate(WORKERS, start=1):
-                await until(lambda done=done: some_charges(made, 5 * done), "orders are being charged")
+                await until(lambda done=done: some_charges(made, 5 * done), "orders are being charged", 3 * DEADLINE)
                 workers[types].send_signal(signal.SIGKILL)
             await asyncio.gather(*(worker.wait() for worker in workers.values()))
             await made.ended(len(ORDERS))
