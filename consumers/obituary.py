@@ -78,7 +78,7 @@ def saga_news_of(letter: NewLetter) -> JobEvent | None:
         "step": place_text(slip.place),
         "undo": slip.undoing,
         "job_id": letter.job_id,
-        "job_type": letter.job_type,
+        "type": letter.job_type,
         "status": "dead",
         "began": slip.began,
         "itinerary": itinerary_of(slip.plan),

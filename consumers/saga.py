@@ -35,7 +35,7 @@ from consumers.registry import Route
 from consumers.saga_view import plain
 from topology import events
 from topology import slip as slips
-from topology.envelope import RAN, SAGA, Envelope, Message, carried
+from topology.envelope import RAN, REPLACES, SAGA, Envelope, Message, carried
 from topology.errors import HarelineError
 from topology.events import JobEvent
 from topology.slip import MESSAGE_LIMIT, Failure, Slip, SlipTooLarge, place_text
@@ -240,22 +240,20 @@ def _text(value: Any) -> str:
 def _step_news(
     opened: Envelope, slip: Slip, outcome: Outcome, failed: Mapping[str, Any] | None, duration: float
 ) -> JobEvent:
-    status = "done" if failed is None else "dead" if slip.undoing else "failed"
-    detail: dict[str, Any] = {
-        "step": place_text(slip.place),
-        "undo": slip.undoing,
-        "job_id": opened.job_id,
-        "job_type": opened.job_type,
-        "status": status,
-        "began": slip.began,
-    }
+    """Short, since each step has one: where nothing else is said, it was done, by the job that its place names."""
+    detail: dict[str, Any] = {"step": place_text(slip.place), "type": opened.job_type}
+    if slip.undoing:
+        detail["undo"] = True
+    if REPLACES in opened.headers:  # edited at the dead-letter desk: a job of its own
+        detail["job_id"] = opened.job_id
     if isinstance(outcome, Returned) and outcome.result is not None:
         detail["result"] = outcome.result
+    error = None
     if failed is not None:
-        detail["message"] = failed["message"]
+        error = failed["error"]
+        detail |= {"status": "dead" if slip.undoing else "failed", "message": failed["message"]}
     if slip.place[0] == len(slip.plan) - 1:  # by then the news of its start may have been lost
-        detail["itinerary"] = slips.itinerary_of(slip.plan)
-    error = None if failed is None else failed["error"]
+        detail |= {"itinerary": slips.itinerary_of(slip.plan), "began": slip.began}
     return JobEvent(
         events.SAGA_STEP, slip.id, slip.name, opened.replay, opened.attempt, time.time(), duration, error, detail
     )

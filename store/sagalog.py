@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from store.engine import POSTGRESQL
 from store.tables import saga_steps, sagas
 from topology.events import SAGA_STARTED, SAGA_STEP, SAGA_TURNED
+from topology.slip import job_id
 
 RUNNING: Final = "running"
 COMPENSATING: Final = "compensating"
@@ -79,7 +80,7 @@ class SagaNews:
         for event in events:
             try:
                 self._take(event)
-            except (ValueError, TypeError, OverflowError, KeyError):
+            except (ValueError, TypeError, OverflowError, KeyError, AttributeError):
                 self.refused += 1
             else:
                 taken += 1
@@ -88,7 +89,9 @@ class SagaNews:
     def _take(self, event: Any) -> None:
         name, saga_id, saga_name, replay, attempt, at, duration, error, detail = event
         moment = _moment(at)
-        row = self.sagas.setdefault(_text(saga_id), _blank(_text(saga_id), _text(saga_name), _moment(detail["began"])))
+        began = moment if detail.get("began") is None else _moment(detail["began"])
+        row = self.sagas.setdefault(_text(saga_id), _blank(_text(saga_id), _text(saga_name), began))
+        row["started_at"] = min(row["started_at"], began)
         row["updated_at"] = max(row["updated_at"], moment)
         itinerary = detail.get("itinerary")
         if itinerary is not None:
@@ -106,13 +109,14 @@ class SagaNews:
 
     def _take_step(self, saga_id: str, run: tuple[Any, ...], detail: Mapping[str, Any]) -> None:
         replay, attempt, moment, duration, error = run
-        step, undo, status = _text(detail["step"]), detail["undo"] is True, detail["status"]
+        step, undo, status = _text(detail["step"]), detail.get("undo") is True, detail.get("status", "done")
         if status not in _STEP_STATUSES:
             raise ValueError(status)
+        job = _text(detail.get("job_id") or job_id(saga_id, _place(step), undo))
         result = None if "result" not in detail else to_json(detail["result"]).decode()
         row = {
-            "saga_id": saga_id, "step": step, "undo": int(undo), "job_id": _text(detail["job_id"]),
-            "job_type": _text(detail["job_type"]), "status": status, "replay": _count(replay),
+            "saga_id": saga_id, "step": step, "undo": int(undo), "job_id": job,
+            "job_type": _text(detail["type"]), "status": status, "replay": _count(replay),
             "attempt": _count(attempt), "result": result,
             "error": _optional(error, _LONGEST), "error_message": _optional(detail.get("message"), _LONGEST_MESSAGE),
             "duration": None if duration is None else float(duration), "ended_at": moment,
@@ -121,6 +125,11 @@ class SagaNews:
         before = self.steps.get(key)
         if before is None or _rank(row) > _rank(before):
             self.steps[key] = row
+
+
+def _place(step: str) -> tuple[int, int]:
+    stage, branch = map(int, step.split("."))
+    return stage, branch
 
 
 def _rank(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -162,8 +171,10 @@ async def merge(connection: AsyncConnection, news: SagaNews) -> None:
     make = postgresql_insert if connection.dialect.name == POSTGRESQL else sqlite_insert
     plain: Any = make(sagas)
     told = ("itinerary", "payload", "deadline", "undos", "failed_step", "error", "error_message")
-    greatest = func.greatest if connection.dialect.name == POSTGRESQL else func.max
+    postgresql = connection.dialect.name == POSTGRESQL
+    least, greatest = (func.least, func.greatest) if postgresql else (func.min, func.max)
     changes: dict[str, Any] = {name: func.coalesce(sagas.c[name], plain.excluded[name]) for name in told}
+    changes["started_at"] = least(sagas.c.started_at, plain.excluded.started_at)
     changes["updated_at"] = greatest(sagas.c.updated_at, plain.excluded.updated_at)
     # These rows are locked from here on: of two recorders the later one sees the steps of the earlier.
     rows = [news.sagas[key] for key in sorted(news.sagas)]

@@ -201,6 +201,8 @@ class Envelope:
 
 
 _NO_HEADERS: Final[Mapping[str, Any]] = {}
+_RETURNS: Final = "x-delivery-count"
+_TOLD: Final = frozenset({ATTEMPT, DELIVERIES, REPLAY, _RETURNS})
 
 
 def open_envelope(properties: BasicProperties, body: bytes, queue_type: str) -> Envelope:
@@ -210,8 +212,10 @@ def open_envelope(properties: BasicProperties, body: bytes, queue_type: str) -> 
     cannot be what they claim to be.
     """
     headers = properties.headers or _NO_HEADERS
-    attempt = _count(headers, ATTEMPT, 1) if headers else 1
-    deliveries = _count(headers, DELIVERIES, 0) + _count(headers, "x-delivery-count", 0) if headers else 0
+    attempt, deliveries, replay = 1, 0, 0
+    if not _TOLD.isdisjoint(headers):
+        attempt, replay = _count(headers, ATTEMPT, 1), _count(headers, REPLAY, 0)
+        deliveries = _count(headers, DELIVERIES, 0) + _count(headers, _RETURNS, 0)
     if UNDECODABLE in headers:
         raise Malformed(f"the message's properties cannot be decoded: {headers[UNDECODABLE]}")
     encoding = properties.content_encoding
@@ -227,7 +231,7 @@ def open_envelope(properties: BasicProperties, body: bytes, queue_type: str) -> 
         properties.priority,
         headers,
         body,
-        _count(headers, REPLAY, 0) if headers else 0,
+        replay,
     )
 
 

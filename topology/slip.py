@@ -270,28 +270,22 @@ def plan_of(itinerary: str) -> Plan:
 
 
 def _slip(state: dict[str, Any], plan: Plan) -> Slip:
-    place, undos = _place(state["at"], plan), tuple(_place(one, plan) for one in state.get("undos", ()))
-    undoing, results = state.get("undoing") is True, state.get("results") or {}
-    saga_id, name, deadline = _text(state["id"], _LONGEST), _text(state["name"], _LONGEST), state.get("deadline")
+    saga_id, name = _text(state["id"], _LONGEST), _text(state["name"], _LONGEST)
+    place, began, deadline = _place(state["at"], plan), _moment(state["began"]), state.get("deadline")
+    results = state.get("results") or {}
     if not isinstance(results, dict):
         raise TypeError("results")
-    for stage, branch in (place, *undos) if undoing else ():
+    if deadline is not None:
+        deadline = _moment(deadline)
+    if state.get("undoing") is not True:
+        return Slip(saga_id, name, plan, place, results=results, began=began, deadline=deadline)
+    undos = tuple(_place(one, plan) for one in state.get("undos", ()))
+    for stage, branch in (place, *undos):
         if plan[stage][branch].undo is None:
             raise ValueError(f"step {stage}.{branch} has nothing that undoes it")
-    failure = state.get("failure")
-    return Slip(
-        saga_id,
-        name,
-        plan,
-        place,
-        undoing,
-        results,
-        _moment(state["began"]),
-        None if deadline is None else _moment(deadline),
-        None if failure is None else Failure(*map(str, failure)),
-        undos,
-        state.get("alone") is True,
-    )
+    failure = None if state.get("failure") is None else Failure(*map(str, state["failure"]))
+    alone = state.get("alone") is True
+    return Slip(saga_id, name, plan, place, True, results, began, deadline, failure, undos, alone)
 
 
 def _place(value: Any, plan: Plan) -> Place:
@@ -304,12 +298,14 @@ def _place(value: Any, plan: Plan) -> Place:
 
 def _text(value: Any, longest: int) -> str:
     """A text that AMQP and the database take: nobody could settle a step whose saga they refuse."""
+    if isinstance(value, str) and value.isascii() and 0 < len(value) <= longest and "\0" not in value:
+        return value
     if not isinstance(value, str) or not value or flaw_of(value) is not None or len(value.encode()) > longest:
         raise ValueError(f"{value!r} is no name")
     return value
 
 
 def _moment(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise ValueError(f"{value!r} is no time")
     return float(value)

@@ -56,6 +56,10 @@ def _short(text: str) -> bytes:
     return bytes([len(encoded)]) + encoded  # raises ValueError over 255 bytes
 
 
+_word: Final = lru_cache(maxsize=4096)(_short)
+"""Of what is the same in many messages."""
+
+
 def encode_properties(properties: BasicProperties) -> bytes:
     """Flags and values, as the content header carries them."""
     p = properties
@@ -87,10 +91,10 @@ def encode_properties(properties: BasicProperties) -> bytes:
     end = b""
     if p.type is not None:
         flags |= _TYPE
-        end = _short(p.type)
+        end = _word(p.type)
     return b"".join((
         _SHORT.pack(flags),
-        _short(p.content_type),
+        _word(p.content_type),
         headers,
         bytes((p.delivery_mode,)),
         middle,
@@ -107,7 +111,7 @@ def _table(headers: Mapping[str, Any]) -> bytes | None:
         if type(value) is not str or type(name) is not str:
             return None
         encoded = value.encode()
-        pieces += (_short(name), _LONG_TEXT.pack(_IS_TEXT, len(encoded)), encoded)
+        pieces += (_word(name), _LONG_TEXT.pack(_IS_TEXT, len(encoded)), encoded)
     pieces[0] = _SIZE.pack(sum(map(len, pieces)))
     return b"".join(pieces)
 

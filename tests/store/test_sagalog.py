@@ -27,10 +27,11 @@ ITINERARY = json.dumps([[["reserve", "release"]], [["charge", "refund"]], [["shi
 
 def step(place: str, status: str = "done", *, undo: bool = False, at: float = 1.0, **more: Any) -> list[Any]:
     stage, branch = map(int, place.split("."))
-    detail = {
-        "step": place, "undo": undo, "status": status, "began": T, "job_id": job_id("s", (stage, branch), undo),
-        "job_type": f"type {place} {undo}", **more,
-    }  # fmt: skip
+    detail = {"step": place, "type": f"type {place} {undo}", **more}
+    if status != "done":
+        detail |= {"status": status, "began": T}
+    if undo:
+        detail |= {"undo": True, "job_id": job_id("s", (stage, branch), undo)}
     error = None if status == "done" else "Permanent"
     return ["saga.step", "s", "order", 0, 1, T + at, 0.5, error, detail]
 
