@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from pydantic_core import from_json, to_json
 
-from consumers.dead_letter import dead_letter, shown
+from consumers.dead_letter import bare_dead_letter, can_be_sent, dead_letter, shown
 from consumers.inbox import Inbox
 from consumers.job import Job
 from consumers.outcome import (
@@ -186,22 +186,38 @@ class FollowUps:
         hops = slips.back(slip, failure, undo_here, results)
         return self._messages(hops, delivery, opened), _turned_news(slip, failure, hops)
 
-    def _messages(self, hops: Sequence[Slip], delivery: Delivery, opened: Envelope) -> Sequence[Message]:
+    def _messages(self, hops: Sequence[Slip], delivery: Delivery, opened: Envelope) -> list[Message]:
         about = carried(opened.headers)
-        return [slips.message_of(self._names, hop, delivery.body, about) for hop in hops]
+        return [self._message(hop, delivery.body, about) for hop in hops]
+
+    def _message(self, hop: Slip, body: bytes, about: Mapping[str, Any]) -> Message:
+        """What a hop goes on as. Raises SlipTooLarge; one that undoes goes without what does not fit into a frame."""
+        message = slips.message_of(self._names, hop, body, about)
+        if about and not can_be_sent(message):
+            if not hop.undoing:
+                raise SlipTooLarge(f"the headers that go along with saga {hop.name} and its slip do not fit together")
+            message = slips.message_of(self._names, hop._replace(results={}), body)
+        return message
 
     def _after_undo(
         self, delivery: Delivery, opened: Envelope, slip: Slip, outcome: Outcome, duration: float
     ) -> Course:
         """Whatever became of this undo, the others run. A dead one waits in the dead-letter queue, for itself alone."""
-        messages = list(self._messages(slips.undone(slip), delivery, opened))
+        messages = self._messages(slips.undone(slip), delivery, opened)
         failed: dict[str, Any] | None = None
         if isinstance(outcome, Dead):
-            letter = dead_letter(self._names, delivery, opened, outcome, slip.branch.undo_record or "all")
-            letter.properties.headers |= {SAGA: slips.headers_of(slip._replace(alone=True))[SAGA]}
-            messages.append(letter)
+            messages.append(self._letter(delivery, opened, slip._replace(alone=True), outcome))
             failed = _failed(outcome, undo=False)
         return Course(outcome, messages, [_step_news(opened, slip, outcome, failed, duration)])
+
+    def _letter(self, delivery: Delivery, opened: Envelope, slip: Slip, outcome: Dead) -> Message:
+        """The dead letter of an undo; without the results of its saga, or bare, where it would be too large to send."""
+        letter = dead_letter(self._names, delivery, opened, outcome, slip.branch.undo_record or "all")
+        for one in (slip, slip._replace(results={})):
+            letter.properties.headers |= {SAGA: slips.headers_of(one)[SAGA]}
+            if can_be_sent(letter):
+                return letter
+        return bare_dead_letter(self._names, delivery, opened, outcome)
 
     async def _persistently(self, delivery: Delivery, opened: Envelope, ask: Any, or_else: Any = None) -> Any:
         """What the database answers (``or_else`` for None), tried while the delivery can be settled; None after."""
