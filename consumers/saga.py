@@ -11,8 +11,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pydantic_core import from_json, to_json
 
@@ -48,8 +47,7 @@ _PAUSE: Final = 0.2
 _LONGEST_PAUSE: Final = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Course:
+class Course(NamedTuple):
     """What is to be published after a step, how the step ended after all, and what the saga log is told."""
 
     outcome: Outcome

@@ -144,7 +144,11 @@ def joined(slip: Slip, results: Mapping[int, Any]) -> tuple[Slip, ...]:
 def _stage(slip: Slip, stage: int, results: Mapping[str, Any]) -> tuple[Slip, ...]:
     if stage >= len(slip.plan):
         return ()
-    return tuple(slip._replace(place=(stage, branch), results=results) for branch in range(len(slip.plan[stage])))
+    began, deadline = slip.began, slip.deadline
+    return tuple(
+        Slip(slip.id, slip.name, slip.plan, (stage, branch), results=results, began=began, deadline=deadline)
+        for branch in range(len(slip.plan[stage]))
+    )
 
 
 def back(
