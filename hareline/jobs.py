@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Final
 
+from hareline.paging import checked
 from store import jobs_read
 from store.client import StoreClient
 from store.joblog import STATUSES
 from store.jobs_read import AttemptRecord, JobPage, JobRecord, JobStats
-from topology.duration import ago
-from topology.errors import OptionInvalid
-from topology.text import expect_storable
 
-__all__ = ["LARGEST_PAGE", "AttemptRecord", "JobPage", "JobRecord", "JobStats", "Jobs"]
-
-LARGEST_PAGE: Final = 1000
+__all__ = ["AttemptRecord", "JobPage", "JobRecord", "JobStats", "Jobs"]
 
 
 class Jobs(StoreClient):
@@ -49,15 +44,9 @@ class Jobs(StoreClient):
         ``cursor`` is ``next`` of the page before. A job keeps its place when it leaves the outbox.
         Raises OptionInvalid, and CursorInvalid for a cursor that is of other filters or was altered.
         """
-        if status is not None and status not in STATUSES:
-            raise OptionInvalid(f"status '{status}' is none: use {', '.join(STATUSES)}")
-        expect_storable(type=type, group=group)
-        if not 1 <= limit <= LARGEST_PAGE:
-            raise OptionInvalid(f"limit is {limit}: use 1 to {LARGEST_PAGE}")
-        if isinstance(since, timedelta):
-            since = ago("since", since, self._clock())
-        if since is not None and since.utcoffset() is None:
-            raise OptionInvalid(f"since {since.isoformat()} has no zone")
+        since = checked(
+            self._clock(), status=status, statuses=STATUSES, limit=limit, since=since, type=type, group=group
+        )
         async with self._reading() as connection:
             return await jobs_read.page(
                 connection,

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Final
 
+from hareline.paging import checked
 from store import sagas_read
 from store.client import StoreClient
 from store.sagalog import STATUSES
 from store.sagas_read import SagaPage, SagaRecord, SagaStep
-from topology.duration import ago
-from topology.errors import OptionInvalid
-from topology.text import expect_storable
 
-__all__ = ["LARGEST_PAGE", "SagaPage", "SagaRecord", "SagaStep", "Sagas"]
-
-LARGEST_PAGE: Final = 1000
+__all__ = ["SagaPage", "SagaRecord", "SagaStep", "Sagas"]
 
 
 class Sagas(StoreClient):
@@ -44,15 +39,7 @@ class Sagas(StoreClient):
 
         Raises OptionInvalid, and CursorInvalid for a cursor that is of other filters or was altered.
         """
-        if status is not None and status not in STATUSES:
-            raise OptionInvalid(f"status '{status}' is none: use {', '.join(STATUSES)}")
-        expect_storable(name=name)
-        if not 1 <= limit <= LARGEST_PAGE:
-            raise OptionInvalid(f"limit is {limit}: use 1 to {LARGEST_PAGE}")
-        if isinstance(since, timedelta):
-            since = ago("since", since, self._clock())
-        if since is not None and since.utcoffset() is None:
-            raise OptionInvalid(f"since {since.isoformat()} has no zone")
+        since = checked(self._clock(), status=status, statuses=STATUSES, limit=limit, since=since, name=name)
         async with self._reading() as connection:
             return await sagas_read.page(connection, status=status, name=name, since=since, limit=limit, cursor=cursor)
 

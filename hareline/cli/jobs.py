@@ -6,14 +6,15 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import click
 
 from hareline.cli.enqueue import AgeOption
-from hareline.cli.table import echo_table
-from hareline.jobs import LARGEST_PAGE, AttemptRecord, JobRecord, Jobs, JobStats
+from hareline.cli.shown import document, echo_facts, echo_page, moment, plain
+from hareline.jobs import AttemptRecord, JobRecord, Jobs, JobStats
+from hareline.paging import LARGEST_PAGE
 from store.joblog import STATUSES
 from topology.settings import Settings
 
@@ -60,12 +61,7 @@ def list_jobs(
     if as_json:
         click.echo(json.dumps({"items": [_as_item(job) for job in page.items], "next": page.next}))
         return
-    if not page.items:
-        click.echo("no jobs")
-        return
-    echo_table(_HEAD, map(_cells, page.items))
-    if page.next:
-        click.echo(f"more: --cursor {page.next}")
+    echo_page("jobs", _HEAD, map(_cells, page.items), page.next)
 
 
 @jobs.command(epilog="Example: hareline jobs show 01890a5d-ac96-774b-bcce-b302099a8057")
@@ -75,11 +71,9 @@ def show(job_id: str, as_json: bool) -> None:
     """One job with its attempts."""
     job = _with(lambda log: log.get(job_id))
     if as_json:
-        click.echo(json.dumps({**_as_item(job), "attempts": [_plain(asdict(attempt)) for attempt in job.attempts]}))
+        click.echo(json.dumps({**_as_item(job), "attempts": [plain(asdict(attempt)) for attempt in job.attempts]}))
         return
-    for name, value in _as_item(job).items():
-        if value is not None:
-            click.echo(f"{name:<15}{value if isinstance(value, str | int | float) else json.dumps(value)}")
+    echo_facts(_as_item(job))
     for attempt in job.attempts:
         click.echo(_line(attempt))
 
@@ -128,32 +122,16 @@ def _line(attempt: AttemptRecord) -> str:
     replay = f" of replay {attempt.replay}" if attempt.replay else ""
     took = "" if attempt.duration is None else f" after {attempt.duration:.3f} s"
     error = f": {attempt.error} {attempt.error_message or ''}".rstrip() if attempt.error else ""
-    return f"attempt {attempt.attempt}{replay}  {_time(attempt.ended_at)}  {attempt.outcome}{took}{error}"
+    return f"attempt {attempt.attempt}{replay}  {moment(attempt.ended_at)}  {attempt.outcome}{took}{error}"
 
 
 def _cells(job: JobRecord) -> tuple[str, ...]:
     took = "-" if job.duration is None else f"{job.duration:.3f}s"
     attempt = str(job.attempt)
-    return job.id, job.type, job.status, attempt, _time(job.seen_at), took, job.group or "-", job.error or "-"
+    return job.id, job.type, job.status, attempt, moment(job.seen_at), took, job.group or "-", job.error or "-"
 
 
 def _as_item(job: JobRecord) -> dict[str, Any]:
-    item = _plain(asdict(job))
+    item = plain(asdict(job))
     del item["attempts"]
-    return {**item, "payload": _payload(job.payload)}
-
-
-def _payload(text: str | None) -> Any:
-    """The payload as JSON; as text where it is none."""
-    try:
-        return None if text is None else json.loads(text)
-    except json.JSONDecodeError:
-        return text
-
-
-def _plain(item: dict[str, Any]) -> dict[str, Any]:
-    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in item.items()}
-
-
-def _time(moment: datetime) -> str:
-    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")
+    return {**item, "payload": document(job.payload)}

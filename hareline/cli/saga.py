@@ -7,15 +7,17 @@ import json
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import click
 
 from hareline.cli.enqueue import AgeOption, read_json
 from hareline.cli.loading import load_app
+from hareline.cli.shown import document, echo_facts, echo_page, moment, plain
 from hareline.cli.table import echo_table
-from hareline.sagas import LARGEST_PAGE, SagaRecord, Sagas, SagaStep
+from hareline.paging import LARGEST_PAGE
+from hareline.sagas import SagaRecord, Sagas, SagaStep
 from producers.orders import JobId
 from producers.producer import Producer
 from store.sagalog import STATUSES
@@ -98,12 +100,7 @@ def list_sagas(
     if as_json:
         click.echo(json.dumps({"items": [_as_item(one) for one in page.items], "next": page.next}))
         return
-    if not page.items:
-        click.echo("no sagas")
-        return
-    echo_table(_HEAD, map(_cells, page.items))
-    if page.next:
-        click.echo(f"more: --cursor {page.next}")
+    echo_page("sagas", _HEAD, map(_cells, page.items), page.next)
 
 
 @saga.command(epilog="Example: hareline saga show 01890a5d-ac96-774b-bcce-b302099a8057 --json")
@@ -115,9 +112,7 @@ def show(saga_id: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({**_as_item(found), "steps": [_step_item(step) for step in found.steps]}))
         return
-    for name, value in _as_item(found).items():
-        if value is not None:
-            click.echo(f"{name:<15}{value if isinstance(value, str | int | float) else json.dumps(value)}")
+    echo_facts(_as_item(found))
     click.echo()
     echo_table(_STEP_HEAD, map(_step_cells, found.steps))
     stuck = [step for step in found.steps if step.status == "dead"]
@@ -134,38 +129,40 @@ def _with(work: Callable[[Sagas], Awaitable[T]]) -> T:
 
 
 def _as_item(found: SagaRecord) -> dict[str, Any]:
-    item = _plain({name: value for name, value in asdict(found).items() if name != "steps"})
-    return {**item, "payload": _json(found.payload)}
+    item = plain({name: value for name, value in asdict(found).items() if name != "steps"})
+    return {**item, "payload": document(found.payload)}
 
 
 def _step_item(step: SagaStep) -> dict[str, Any]:
-    item = _plain(asdict(step))
-    return {**item, "result": _json(step.result), "runs": [_plain(asdict(run)) for run in step.runs]}
+    item = plain(asdict(step))
+    return {**item, "result": document(step.result), "runs": [plain(asdict(run)) for run in step.runs]}
 
 
 def _cells(found: SagaRecord) -> tuple[str, ...]:
     took = "-" if found.finished_at is None else f"{(found.finished_at - found.started_at).total_seconds():.3f}s"
     failed = found.failed_step or "-"
-    return found.id, found.name, found.status, _time(found.started_at), took, failed, found.error or "-"
+    return (
+        found.id,
+        found.name,
+        found.status,
+        moment(found.started_at, "milliseconds"),
+        took,
+        failed,
+        found.error or "-",
+    )
 
 
 def _step_cells(step: SagaStep) -> tuple[str, ...]:
     sign = "<-" if step.direction == "undo" else "->"
     took = "-" if step.duration is None else f"{step.duration:.3f}s"
     error = f"{step.error}: {step.error_message or ''}" if step.error else "-"
-    return step.step, sign, step.type, step.status, str(step.attempts), _time(step.ended_at), took, error
-
-
-def _json(text: str | None) -> Any:
-    try:
-        return None if text is None else json.loads(text)
-    except json.JSONDecodeError:
-        return text
-
-
-def _plain(item: dict[str, Any]) -> dict[str, Any]:
-    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in item.items()}
-
-
-def _time(moment: datetime | None) -> str:
-    return "-" if moment is None else moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return (
+        step.step,
+        sign,
+        step.type,
+        step.status,
+        str(step.attempts),
+        moment(step.ended_at, "milliseconds"),
+        took,
+        error,
+    )
