@@ -19,6 +19,9 @@ from tests.example_script import own_namespace, run_example
 from tests.lab import DEADLINE, ROOT, Lab, until
 from topology.settings import Settings
 
+# The examples are of one broker or another; the sagas and the breaker below them are tested on each.
+pytestmark = pytest.mark.machine
+
 APP = "examples.campaign.app:app"
 
 

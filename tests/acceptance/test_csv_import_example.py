@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.example_script import run_example
 from tests.lab import Lab
+
+# The examples are of one broker or another; the sagas and the breaker below them are tested on each.
+pytestmark = pytest.mark.machine
 
 
 async def test_the_commands_do_what_they_say(lab: Lab, tmp_path: Path) -> None:

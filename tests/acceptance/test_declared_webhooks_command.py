@@ -132,7 +132,7 @@ def test_the_topology_has_the_queue_of_the_catch_all(town: Town) -> None:
     [
         ({}, '[shop]\nsecrets = ["hush-hush"]\n', 2, "webhooks.toml: shop.secrets: no secret belongs into this file"),
         ({}, '[shop]\nevent = "x"\n', 2, "webhooks.toml: shop.event: there is no such key, is 'events' meant?"),
-        ({}, '[shop]\ndefault = "shop.odrer"\n', 2, "no job type 'shop.odrer', is 'shop.order' meant?"),
+        ({}, '[shop]\ndefault = "shop.odrer"\n', 2, "no job type or saga 'shop.odrer', is 'shop.order' meant?"),
         ({"HARELINE_APP": "town:coded"}, DECLARED, 2, "shop: the code declares a source of this name too"),
         ({"HARELINE_WEBHOOKS": "gone.toml"}, "", 2, "HARELINE_WEBHOOKS gone.toml: the file cannot be read: No"),
         ({"HARELINE_WEBHOOKS": '{"shop": {"scheme": "git"}}'}, "", 2, "HARELINE_WEBHOOKS: shop.scheme: this cannot be"),

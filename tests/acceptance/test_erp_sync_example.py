@@ -20,6 +20,9 @@ from tests.lab import Lab, until
 from topology.envelope import Envelope
 from topology.settings import Settings
 
+# The examples are of one broker or another; the sagas and the breaker below them are tested on each.
+pytestmark = pytest.mark.machine
+
 
 @pytest.fixture
 async def mine(session_settings: Settings) -> AsyncIterator[Lab]:

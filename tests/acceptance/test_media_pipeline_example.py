@@ -26,6 +26,9 @@ from tests.example_script import own_namespace, run_example
 from tests.lab import DEADLINE, ROOT, Lab, until
 from topology.settings import Settings
 
+# The examples are of one broker or another; the sagas and the breaker below them are tested on each.
+pytestmark = pytest.mark.machine
+
 STEPS = (thumbnails, optimise, upload, metadata)
 
 
