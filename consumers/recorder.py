@@ -9,7 +9,7 @@ from typing import Protocol
 from consumers.dead_letter_recorder import DeadLetterRecorder
 from consumers.event_recorder import EventRecorder
 from consumers.rounds import Rounds
-from consumers.upkeep import EVERY, clean_up, take_stock
+from consumers.upkeep import EVERY, GAPS_EVERY, SagaGaps, clean_up, take_stock
 from store.engine import Database
 from store.retention import Retention
 from topology.settings import Settings
@@ -65,4 +65,5 @@ def default_parts(settings: Settings, database: Database) -> tuple[Part, ...]:
         DeadLetterRecorder(settings, database, groups=groups),
         Rounds(lambda: clean_up(database, retention), EVERY),
         Rounds(lambda: take_stock(database), EVERY),
+        Rounds(SagaGaps(database).fill, GAPS_EVERY),
     )

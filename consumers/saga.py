@@ -266,7 +266,7 @@ def _step_news(
     if failed is not None:
         error = failed["error"]
         detail |= {"status": "dead" if slip.undoing else "failed", "message": failed["message"]}
-    if slip.place[0] == len(slip.plan) - 1:  # by then the news of its start may have been lost
+    if slip.place[0] in {0, len(slip.plan) - 1}:  # the news of its start may have been lost
         detail |= {"itinerary": slips.itinerary_of(slip.plan), "began": slip.began}
     return JobEvent(
         events.SAGA_STEP, slip.id, slip.name, opened.replay, opened.attempt, time.time(), duration, error, detail

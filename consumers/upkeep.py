@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from consumers.instruments import (
@@ -14,7 +14,7 @@ from consumers.instruments import (
     REPORTS_MISSING,
     ROWS_CLEANED,
 )
-from store import dead_letters, reporters
+from store import dead_letters, reporters, saga_gaps
 from store.engine import Database
 from store.recovery import persistently
 from store.retention import Retention, clean
@@ -23,6 +23,10 @@ logger = logging.getLogger(__name__)
 
 EVERY: Final = 60.0
 """Seconds. A count of a million dead letters takes a tenth of one."""
+
+GAPS_EVERY: Final = 5.0
+"""Seconds between looks at sagas of which nothing is heard."""
+SILENCE: Final = timedelta(seconds=5)
 
 Clock = Callable[[], datetime]
 
@@ -39,6 +43,24 @@ async def clean_up(database: Database, retention: Retention, *, clock: Clock = _
             ROWS_CLEANED.add(count, {"table": what})
             logger.info("removed %d of %s after their retention", count, what)
     return removed
+
+
+class SagaGaps:
+    """Finds in the inbox what the saga log never heard, since the worker was killed that would have told."""
+
+    def __init__(self, database: Database, *, clock: Clock = _utc) -> None:
+        self._database = database
+        self._clock = clock
+        self._position: saga_gaps.Position | None = None
+
+    async def fill(self) -> None:
+        """Looks at the next sagas of which nothing was heard for a while; all of them in turn."""
+
+        async def some() -> saga_gaps.Position | None:
+            async with self._database.transaction() as connection:
+                return await saga_gaps.fill(connection, self._clock() - SILENCE, self._position)
+
+        self._position = await persistently("the look for lost news of sagas", some)
 
 
 async def take_stock(database: Database, *, clock: Clock = _utc) -> None:

@@ -30,7 +30,8 @@ STATUSES: Final = (RUNNING, COMPENSATING, COMPLETED, COMPENSATED, STUCK)
 ENDED: Final = (COMPLETED, COMPENSATED)
 
 NEWS: Final = frozenset({SAGA_STARTED, SAGA_STEP, SAGA_TURNED})
-_STEP_STATUSES: Final = ("done", "failed", "dead")
+DONE: Final = "done"
+_STEP_STATUSES: Final = (DONE, "failed", "dead")
 _ORDER: Final = ("status", "ended_at")
 """Which of two reports of a step rules: done is more than dead, as after a replay; failed, once decided, is final."""
 _LONGEST: Final = 255
@@ -41,20 +42,25 @@ _CHUNK: Final = 500
 
 
 def status_of(itinerary: str | None, undos: str | None, steps: Mapping[tuple[str, bool], str]) -> str:
-    """The status of a saga. ``steps`` are the statuses of (step, whether its undo) that have ended.
+    """The status of a saga. ``steps`` are the statuses of (step, whether its undo) that are known to have ended.
 
+    News of any step may be lost with a worker that was killed: later steps tell that the earlier ones are done.
     ``undos`` is the JSON list of what is to be undone, once the saga has turned round. Stuck is one that waits in the
     dead-letter queue for a person: with an undo, or with a step that killed its workers too fast to be undone. Pure.
     """
     if "dead" in steps.values():
         return STUCK
+    places = [] if itinerary is None else places_of(itinerary)
     if undos is not None:
-        fates = [steps.get((step, True)) for step in from_json(undos)]
-        return COMPENSATED if all(fate == "done" for fate in fates) else COMPENSATING
-    if itinerary is None:
-        return RUNNING
-    places = places_of(itinerary)
-    return COMPLETED if all(steps.get((step, False)) == "done" for step, _, _ in places) else RUNNING
+        planned = from_json(undos)
+    elif any(undo or status == "failed" for (_, undo), status in steps.items()):
+        # The news that it turned round were lost with a worker. Undos end with the first step that has one.
+        planned = [step for step, _, undo in places if undo is not None][:1]
+    else:
+        last = [step for step, _, _ in places if place_of(step)[0] == place_of(places[-1][0])[0]]
+        return COMPLETED if places and all(steps.get((step, False)) == "done" for step in last) else RUNNING
+    # One after the other: when the last is done, so are those before it, whether or not that was heard.
+    return COMPENSATED if not planned or steps.get((planned[-1], True)) == "done" else COMPENSATING
 
 
 def places_of(itinerary: str) -> list[tuple[str, str, str | None]]:
@@ -112,7 +118,7 @@ class SagaNews:
         step, undo, status = _text(detail["step"]), detail.get("undo") is True, detail.get("status", "done")
         if status not in _STEP_STATUSES:
             raise ValueError(status)
-        job = _text(detail.get("job_id") or job_id(saga_id, _place(step), undo))
+        job = _text(detail.get("job_id") or job_id(saga_id, place_of(step), undo))
         result = None if "result" not in detail else to_json(detail["result"]).decode()
         row = {
             "saga_id": saga_id, "step": step, "undo": int(undo), "job_id": job,
@@ -127,7 +133,8 @@ class SagaNews:
             self.steps[key] = row
 
 
-def _place(step: str) -> tuple[int, int]:
+def place_of(step: str) -> tuple[int, int]:
+    """Stage and branch of a step. Raises ValueError."""
     stage, branch = map(int, step.split("."))
     return stage, branch
 

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from store.columns import Moment
 from store.cursors import decode_cursor, encode_cursor
 from store.jobs_read import AttemptRecord
-from store.sagalog import ENDED, places_of
+from store.sagalog import DONE, ENDED, place_of, places_of
 from store.tables import attempts, jobs, saga_steps, sagas
 from topology.errors import CursorInvalid, NotFound
 from topology.slip import job_id
@@ -126,10 +126,15 @@ async def get(connection: AsyncConnection, saga_id: str) -> SagaRecord:
     logged = await connection.execute(select(jobs.c.id, jobs.c.status).where(jobs.c.id.in_(ids.values())))
     statuses = {row[0]: row[1] for row in logged.all()}
     runs = await _runs(connection, list(ids.values()))
+    # What was heard of a later step tells that this one is done, even if its own news were lost with a worker.
+    reached = max((place_of(step)[0] for step, undo in known if not undo), default=-1)
     steps = [
-        _step(place, job_type, known.get(place), ids[place], runs.get(ids[place], []), row, statuses)
+        _step(
+            place, job_type, known.get(place), ids[place], runs.get(ids[place], []), row, statuses,
+            is_passed=not place[1] and place_of(place[0])[0] < reached,
+        )
         for place, job_type in wanted
-    ]
+    ]  # fmt: skip
     return _record(row, steps)
 
 
@@ -145,8 +150,7 @@ def _places(row: Any, known: Mapping[tuple[str, bool], Any]) -> list[tuple[tuple
 
 
 def _job_id(saga_id: str, place: tuple[str, bool]) -> str:
-    stage, _, branch = place[0].partition(".")
-    return job_id(saga_id, (int(stage), int(branch)), place[1])
+    return job_id(saga_id, place_of(place[0]), place[1])
 
 
 async def _runs(connection: AsyncConnection, ids: list[str]) -> dict[str, list[AttemptRecord]]:
@@ -168,12 +172,13 @@ def _step(
     runs: list[AttemptRecord],
     saga: Any,
     statuses: Mapping[str, str],
+    *,
+    is_passed: bool,
 ) -> SagaStep:
     step, undo = place
     direction = UNDO if undo else DO
     if known is None:
-        never = saga.undos is not None and not undo
-        status = SKIPPED if never and job not in statuses else statuses.get(job, PENDING)
+        status = DONE if is_passed else statuses.get(job, SKIPPED if saga.undos is not None and not undo else PENDING)
         return SagaStep(step, job_type, direction, status, len(runs), job, None, None, None, None, None, runs)
     tries = max(len(runs), known.attempt)
     return SagaStep(

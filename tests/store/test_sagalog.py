@@ -12,8 +12,9 @@ import pytest
 from sqlalchemy import delete, select
 
 from hareline import OptionInvalid, Sagas
-from store import sagalog, sagas_read
+from store import saga_gaps, sagalog, sagas_read
 from store.engine import Database
+from store.inbox import abandon, claim
 from store.sagalog import SagaNews, status_of
 from store.tables import saga_steps, sagas
 from topology.errors import CursorInvalid, NotFound
@@ -99,6 +100,55 @@ async def test_a_dead_undo_makes_it_stuck_until_it_is_done(database: Database) -
     assert await status(database, step("1.0", "dead", undo=True, at=5), COMPENSATED[6]) == "stuck"
     assert await status(database, step("1.0", undo=True, at=9)) == "compensated"
     assert await status(database, step("1.0", "dead", undo=True, at=10)) == "compensated"
+
+
+async def test_what_is_lost_with_a_killed_worker_follows_from_later_steps(database: Database) -> None:
+    assert await status(database, STARTED, step("1.0")) == "running"
+    async with database.reading() as connection:
+        found = await sagas_read.get(connection, "s")
+    assert [one.status for one in found.steps] == ["done", "done", "pending"]
+    assert await status(database, step("2.0")) == "completed"
+
+
+async def test_undos_tell_by_themselves_that_it_turned_round(database: Database) -> None:
+    assert await status(database, STARTED, step("1.0", undo=True)) == "compensating"
+    assert await status(database, step("0.0", undo=True)) == "compensated"
+
+
+async def test_a_step_that_failed_with_nothing_to_undo_ends_it(database: Database) -> None:
+    only = [*STARTED[:8], {"itinerary": json.dumps([[["ship", None]]]), "began": T}]
+    assert await status(database, only, step("0.0", "failed")) == "compensated"
+
+
+async def test_what_nobody_told_is_found_in_the_inbox(database: Database) -> None:
+    """The last step's news, and then the last undo's, went with their workers; the inbox has both."""
+    now = datetime.fromtimestamp(T, UTC) + timedelta(minutes=1)
+    await write(database, COMPENSATED[:6])
+    async with database.transaction() as connection:
+        await claim(connection, job_id("s", (0, 0), undoing=True), "release")
+    assert await look(database, now - timedelta(hours=1)) is None
+    assert await status(database) == "compensating"
+    position = await look(database, now)
+    assert position is not None
+    assert await status(database) == "compensated"
+    assert await look(database, now, position) is None
+
+
+async def test_a_failure_that_nobody_told_is_found_too(database: Database) -> None:
+    await write(database, COMPENSATED[:3])
+    async with database.transaction() as connection:
+        why = json.dumps({"error": "Permanent", "message": "no", "undo": False})
+        await abandon(connection, job_id("s", (2, 0), undoing=False), "ship", why)
+    await look(database, datetime.fromtimestamp(T, UTC) + timedelta(minutes=1))
+    assert await status(database) == "compensating"
+    async with database.reading() as connection:
+        found = await sagas_read.get(connection, "s")
+    assert [(one.status, one.error) for one in found.steps][2] == ("failed", "Permanent")
+
+
+async def look(database: Database, silent_since: datetime, after: Any = None) -> Any:
+    async with database.transaction() as connection:
+        return await saga_gaps.fill(connection, silent_since, after)
 
 
 async def test_one_saga_step_by_step(database: Database) -> None:
