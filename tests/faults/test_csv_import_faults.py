@@ -14,7 +14,7 @@ from store.engine import Database
 from tests.integration.test_csv_import import Case, importing, write
 from tests.lab import DEADLINE, Lab, until
 
-pytestmark = pytest.mark.kills
+pytestmark = [pytest.mark.kills, pytest.mark.machine]
 
 ROWS = 4100
 

@@ -26,6 +26,8 @@ from tests.csv_app import Files, Person, build, metadata, people
 from tests.lab import Lab, until
 from topology.errors import NotFound
 
+pytestmark = pytest.mark.machine
+
 
 @dataclass
 class Case:
