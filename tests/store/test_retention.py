@@ -21,11 +21,25 @@ from hareline import JobType, Schedule, Schedules
 from hareline.cli import cli
 from producers.reconcile import reconcile
 from store import dead_letters as letters
-from store import joblog
+from store import joblog, sagalog
 from store.engine import Database
 from store.joblog import Merged
 from store.retention import Retention, clean
-from store.tables import answers, attempts, dead_letters, inbox, jobs, keys, occurrences, schedules, webhooks
+from store.sagalog import SagaNews
+from store.tables import (
+    answers,
+    attempts,
+    dead_letters,
+    inbox,
+    jobs,
+    keys,
+    occurrences,
+    saga_joins,
+    saga_steps,
+    sagas,
+    schedules,
+    webhooks,
+)  # fmt: skip
 from tests.databases import opened
 from tests.lab import DEADLINE, ROOT, until
 from topology.settings import Settings
@@ -36,8 +50,8 @@ pytestmark = pytest.mark.machine
 NOW = datetime(2030, 1, 31, 12, tzinfo=UTC)
 DAYS = Retention.of(Settings())
 TABLES = {
-    "jobs": jobs, "dead_letters": dead_letters, "inbox": inbox, "keys": keys, "occurrences": occurrences,
-    "schedules": schedules, "webhooks": webhooks, "answers": answers,
+    "jobs": jobs, "sagas": sagas, "saga_joins": saga_joins, "dead_letters": dead_letters, "inbox": inbox, "keys": keys,
+    "occurrences": occurrences, "schedules": schedules, "webhooks": webhooks, "answers": answers,
 }  # fmt: skip
 
 CHILD = """
@@ -79,10 +93,15 @@ async def aged(database: Database, count: int, days: float, now: datetime = NOW)
     seen = [{"job_id": name, "name": "", "job_type": "t", "handled_at": moment} for name in names]
     known = [{"job_id": name, "job_type": "t", "created_at": moment} for name in names]
     issued = [{"schedule_id": name, "due_at": moment, "job_id": name, "issued_at": moment} for name in names]
+    joined = [{"saga_id": n, "stage": 0, "branch": 0, "outcome": "{}", "settled_at": moment} for n in names]
+    news = SagaNews()
+    detail = {"step": "0.0", "type": "t", "began": moment.timestamp(), "itinerary": '[[["t", null]]]'}
+    news.add([["saga.step", name, "s", 0, 1, moment.timestamp(), 1.0, None, detail] for name in names])
     async with database.transaction() as connection:
         await letters.record(connection, dead, now)
         await joblog.merge(connection, merged)
-        for table, values in ((inbox, seen), (keys, known), (occurrences, issued)):
+        await sagalog.merge(connection, news)
+        for table, values in ((inbox, seen), (keys, known), (occurrences, issued), (saga_joins, joined)):
             await connection.execute(insert(table), values)
 
 
@@ -92,10 +111,12 @@ async def test_what_is_older_goes_in_batches_and_nothing_else(database: Database
     await aged(database, 1, days=6)
     told: list[tuple[str, int]] = []
     removed = await clean(database, DAYS, batch=3, progress=lambda *step: told.append(step), clock=lambda: NOW)
-    gone = {"jobs": 9, "dead_letters": 7, "inbox": 9, "keys": 9, "occurrences": 9}
+    gone = {"jobs": 9, "sagas": 9, "saga_joins": 9, "dead_letters": 7, "inbox": 9, "keys": 9, "occurrences": 9}
     assert removed == dict.fromkeys(TABLES, 0) | gone
-    assert told[3:6] == [("dead_letters", 3), ("dead_letters", 6), ("dead_letters", 7)]
-    kept = {"jobs": 1, "dead_letters": 3, "inbox": 1, "keys": 1, "occurrences": 1}
+    assert [step for step in told if step[0] == "dead_letters"] == [("dead_letters", n) for n in (3, 6, 7)]
+    async with database.reading() as connection:
+        assert len((await connection.execute(select(saga_steps))).all()) == 1
+    kept = {"jobs": 1, "sagas": 1, "saga_joins": 1, "dead_letters": 3, "inbox": 1, "keys": 1, "occurrences": 1}
     assert await rows(database) == dict.fromkeys(TABLES, 0) | kept
     assert set((await clean(database, DAYS, clock=lambda: NOW)).values()) == {0}
 

@@ -13,6 +13,7 @@ from sqlalchemy import func, insert, select, update
 
 from producers.scheduler import Scheduler
 from store.engine import Database
+from store.recovery import persistently
 from store.schedule_queue import occurrence_job_id
 from store.tables import jobs, occurrences, outbox, schedules
 from tests.databases import opened
@@ -373,10 +374,14 @@ async def test_it_goes_on_when_the_database_is_back(cluster: Cluster, postgresql
     task = asyncio.create_task(scheduler.run())
     cluster.kill()
     cluster.start()
-    before = await count(postgresql)
+
+    async def counted() -> int:
+        return await count(postgresql)
+
+    before = await persistently("the test", counted)
 
     async def more() -> bool:
-        return await count(postgresql) >= before + 5
+        return await persistently("the test", counted) >= before + 5
 
     await until(more, "it goes on")
     scheduler.drain()
