@@ -19,12 +19,6 @@ ORDERS = range(1001, 1051)
 pytestmark = [pytest.mark.timeout(900), pytest.mark.machine]
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest) -> str:
-    found: str = request.getfixturevalue(f"{request.param}_url")
-    return found
-
-
 async def send(made: Shop) -> Counter[int]:
     async with made.receiving() as receiver:
         answers: Counter[int] = await module("woocommerce").send(receiver, SECRET, ORDERS)
@@ -36,10 +30,10 @@ async def one_is_stuck(log: Sagas) -> bool:
     return counts.get("stuck") == 1 and sum(counts.values()) == len(ORDERS) and not counts.get("running")
 
 
-async def test_orders_that_fail_at_each_step_are_undone_and_the_books_balance(lab: Lab, url: str) -> None:
+async def test_orders_that_fail_at_each_step_are_undone_and_the_books_balance(lab: Lab, sqlite_url: str) -> None:
     """Each order is taken once, though some webhooks come twice; a refund that was refused is replayed."""
     undone = sum(module("troubles").is_undone(number) for number in ORDERS)
-    async with shop(lab, url) as made, made.working():
+    async with shop(lab, sqlite_url) as made, made.working():
         assert await send(made) == {202: 50, 200: 5}
         await made.ended(len(ORDERS) - 1)
         async with Sagas(made.settings) as log, DeadLetters(made.settings) as desk:
@@ -61,8 +55,8 @@ async def has_letter(desk: DeadLetters) -> bool:
 
 
 @pytest.mark.kills
-async def test_no_cent_is_lost_when_every_worker_is_killed_in_the_middle(lab: Lab, url: str) -> None:
-    async with shop(lab, url) as made:
+async def test_no_cent_is_lost_when_every_worker_is_killed_in_the_middle(lab: Lab, postgresql_url: str) -> None:
+    async with shop(lab, postgresql_url) as made:
         await made.mend()
         async with made.working() as workers, made.working():
             await send(made)
